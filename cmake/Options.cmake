@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+# How our own targets are compiled. Nothing here reaches a consumer.
+
+if(PROJECT_IS_TOP_LEVEL)
+    if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+        set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+    endif()
+    if(NOT CMAKE_CXX_COMPILER_LAUNCHER)
+        find_program(MMUSIM_CCACHE ccache)
+        mark_as_advanced(MMUSIM_CCACHE)
+        if(MMUSIM_CCACHE)
+            set(CMAKE_CXX_COMPILER_LAUNCHER ${MMUSIM_CCACHE})
+        endif()
+    endif()
+    set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+    set(CMAKE_EXPORT_COMPILE_COMMANDS ON)  # for clang-tidy and editors
+endif()
+
+if(MMUSIM_LTO)
+    include(CheckIPOSupported)
+    check_ipo_supported(LANGUAGES CXX)
+endif()
+
+# Compile `target` as one of ours: the dialect, the warnings, the sanitizers.
+function(mmusim_own target)
+    target_compile_features(${target} PUBLIC cxx_std_20)
+    set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+    target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wshadow)
+    if(MMUSIM_WERROR)
+        target_compile_options(${target} PRIVATE -Werror)
+    endif()
+    if(MMUSIM_LTO)
+        set_target_properties(${target} PROPERTIES INTERPROCEDURAL_OPTIMIZATION ON)
+    endif()
+    if(MMUSIM_SANITIZE)
+        set(flags -fsanitize=${MMUSIM_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+        target_compile_options(${target} PRIVATE ${flags})
+        target_compile_definitions(${target} PRIVATE _GLIBCXX_ASSERTIONS)
+        target_link_options(${target} PRIVATE ${flags})
+    endif()
+endfunction()
