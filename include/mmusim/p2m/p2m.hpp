@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The P2M: which machine frame stands behind each frame of guest RAM, and back. The layout is fixed
+// when the machine is made (the trace header's `p2m.layout`); frames outside guest RAM have no machine
+// frame. Every layout is one-to-one.
+//   identity          mfn = gfn
+//   offset N          mfn = gfn + N
+//   shuffled S        a pseudo-random permutation of the RAM frames, fixed by the seed S: a four-round
+//                     Feistel network over the smallest power of four that holds them, walked until the
+//                     result is a RAM index. It needs no table, however large the RAM is.
+//   listed            ranges given one by one
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <mmusim/p2m/guest_ram.hpp>
+#include <mmusim/words/address.hpp>
+
+namespace mmusim {
+
+struct P2mLayout {
+    enum class Kind : std::uint8_t { identity, offset, shuffled, listed };
+    struct Entry {
+        Gfn gfn;
+        Mfn mfn;
+        std::uint64_t count = 1;  ///< frames
+
+        friend bool operator==(const Entry&, const Entry&) = default;
+    };
+
+    Kind kind = Kind::identity;
+    std::uint64_t offset = 0;  ///< frames
+    std::uint64_t seed = 0;
+    std::vector<Entry> entries;
+
+    friend bool operator==(const P2mLayout&, const P2mLayout&) = default;
+};
+
+/// A layout that does not fit the guest's RAM or the machine.
+struct LayoutError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+/// "identity", "offset:0x100000", "shuffled:7" (the command line's spelling).
+[[nodiscard]] std::optional<P2mLayout> parse_p2m_layout(std::string_view text);
+[[nodiscard]] std::string to_string(const P2mLayout& layout);
+
+class P2m {
+public:
+    /// Throws LayoutError: frames beyond 52 address bits, list entries that overlap, lie outside the RAM
+    /// or leave a RAM frame without a machine frame.
+    P2m(GuestRam ram, P2mLayout layout);
+
+    [[nodiscard]] const GuestRam& ram() const { return ram_; }
+    [[nodiscard]] const P2mLayout& layout() const { return layout_; }
+
+    [[nodiscard]] std::optional<Mfn> mfn_of(Gfn gfn) const;
+    [[nodiscard]] std::optional<Gfn> gfn_of(Mfn mfn) const;
+
+    /// First machine frame of a run of `count` that no guest frame uses: at or above `from` if there is
+    /// one, else the lowest; none if no such run ends within 52 address bits.
+    [[nodiscard]] std::optional<Mfn> free_run(Mfn from, std::uint64_t count) const;
+
+private:
+    GuestRam ram_;
+    P2mLayout layout_;
+    std::vector<P2mLayout::Entry> by_gfn_;  ///< listed: sorted
+    std::vector<P2mLayout::Entry> by_mfn_;
+    unsigned half_bits_ = 0;  ///< shuffled: bits of half an index
+};
+
+}  // namespace mmusim
