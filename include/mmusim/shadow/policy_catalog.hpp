@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Shadow policies by name. A program may add its own to a catalog and hand it to the machine; there is
+// no global registry.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <mmusim/shadow/policy.hpp>
+
+namespace mmusim {
+
+using ShadowPolicyFactory = std::function<std::unique_ptr<ShadowPolicy>()>;
+
+/// A name that the catalog does not have; the message lists those that it has.
+struct UnknownPolicy : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+class ShadowPolicyCatalog {
+public:
+    struct Entry {
+        std::string name;
+        std::string description;  ///< one line
+        ShadowPolicyFactory make;
+    };
+
+    /// A name that is already there is replaced.
+    void add(std::string name, std::string description, ShadowPolicyFactory make);
+    /// Throws UnknownPolicy.
+    [[nodiscard]] const ShadowPolicyFactory& find(std::string_view name) const;
+    [[nodiscard]] const std::vector<Entry>& entries() const { return entries_; }
+
+private:
+    std::vector<Entry> entries_;
+};
+
+/// `write-protect` (the default) and `tlb-like`.
+[[nodiscard]] ShadowPolicyCatalog builtin_shadow_policies();
+inline constexpr std::string_view kDefaultShadowPolicy = "write-protect";
+
+}  // namespace mmusim

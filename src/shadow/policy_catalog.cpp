@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mmusim/shadow/policy_catalog.hpp>
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "policies.hpp"
+
+namespace mmusim {
+
+void ShadowPolicyCatalog::add(std::string name, std::string description, ShadowPolicyFactory make)
+{
+    std::erase_if(entries_, [&](const Entry& entry) { return entry.name == name; });
+    entries_.push_back({std::move(name), std::move(description), std::move(make)});
+}
+
+const ShadowPolicyFactory& ShadowPolicyCatalog::find(std::string_view name) const
+{
+    std::string known;
+    for (const Entry& entry : entries_) {
+        if (entry.name == name) return entry.make;
+        known += (known.empty() ? "" : ", ") + entry.name;
+    }
+    throw UnknownPolicy(fmt::format("unknown shadow policy '{}'; known: {}", name, known));
+}
+
+ShadowPolicyCatalog builtin_shadow_policies()
+{
+    ShadowPolicyCatalog catalog;
+    catalog.add("write-protect",
+                "guest tables are read-only, each write to one is emulated and propagated; shadows are kept "
+                "and shared",
+                make_write_protect_policy);
+    catalog.add("tlb-like",
+                "the guest writes its tables freely; a CR3 write or flush drops everything under the root, "
+                "INVLPG one entry",
+                make_tlb_like_policy);
+    return catalog;
+}
+
+}  // namespace mmusim

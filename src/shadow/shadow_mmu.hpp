@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The engine for one guest mode: what in ShadowEngine depends on the format of the guest's tables.
+// Compiled once per mode; `Guest` alone is the parameter, the shadow's mode follows from it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <mmusim/shadow/shadow_engine.hpp>
+
+#include "identity_tables.hpp"
+#include "propagate.hpp"
+
+namespace mmusim {
+
+template <PagingMode Guest>
+class ShadowMmu {
+public:
+    explicit ShadowMmu(ShadowEngine& engine) : e_{&engine} {}
+
+    template <class Tables>
+    [[nodiscard]] FaultAnswer fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access);
+    void load_roots(unsigned vcpu, const GuestContext& guest);
+    void drop_entry(unsigned vcpu, LinearAddress address);
+    /// Guest entries in bytes [first, last] of the shadow's frame have changed: propagates each.
+    void validate(ShadowId shadow, unsigned first, unsigned last);
+    void audit_entries(ShadowId shadow, std::vector<std::string>& violations) const;
+
+private:
+    static constexpr TableFormat kFormat = format_of(Guest);
+
+    [[nodiscard]] static ShadowKey table_key(Gfn frame, int level, std::uint8_t role);
+    [[nodiscard]] static ShadowKey splinter_key(Gfn page, int level, unsigned protection_key);
+    /// The control bits that the shadow of a table depends on, and back.
+    [[nodiscard]] static std::uint8_t role_of(EntrySettings settings);
+    [[nodiscard]] static EntrySettings settings_of(std::uint8_t role);
+    /// The entry of `shadow` (of `level`) for the address.
+    [[nodiscard]] static ShadowSlot slot_of(ShadowId shadow, int level, LinearAddress address);
+    [[nodiscard]] static Gfn frame_under(Pte<Guest> entry, int level, bool leaf);
+
+    [[nodiscard]] ShadowId& root_slot(unsigned vcpu, LinearAddress address);
+    [[nodiscard]] ShadowId find_or_create(const ShadowKey& key);
+    void load_root(ShadowId& slot, const ShadowKey* wanted);
+    [[nodiscard]] const ShadowKey* root_key(const GuestContext& guest, unsigned slot, ShadowKey& key) const;
+    /// The shadow's child for `wanted` under `slot`, linked with `flags`. Sets `linked` if it was not.
+    ShadowId link_child(ShadowSlot slot, const ShadowKey& wanted, std::uint64_t flags, bool& linked);
+
+    ShadowEngine* e_;
+};
+
+extern template class ShadowMmu<kTwoLevel>;
+extern template class ShadowMmu<kPae>;
+extern template class ShadowMmu<kFourLevel>;
+extern template class ShadowMmu<kFiveLevel>;
+
+}  // namespace mmusim
