@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One machine: guest memory behind its P2M, vCPUs with their registers, and what translates for them:
+// the hardware's walk of the guest's own tables (native), or the shadow engine's tables and, behind
+// them, the engine. The one place that knows everybody below.
+//
+// A guest's instruction is a list of operands that take effect together: an access that crosses a page
+// is two translations, both needed before either counts, and where any translation faults, no memory
+// and no dirty bit has changed. An exit to the hypervisor starts the instruction again.
+//
+// Guest-visible faults are values. An access under a paging mode that the machine's mode excludes
+// throws ModeMismatch. One machine belongs to one thread.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <boost/container/small_vector.hpp>
+
+#include <mmusim/p2m/guest_memory.hpp>
+#include <mmusim/p2m/p2m.hpp>
+#include <mmusim/pagewalk/machine_tables.hpp>
+#include <mmusim/pagewalk/walk.hpp>
+#include <mmusim/shadow/policy_catalog.hpp>
+#include <mmusim/shadow/shadow_engine.hpp>
+#include <mmusim/words/cpuid.hpp>
+#include <mmusim/words/memory.hpp>
+#include <mmusim/words/page_fault.hpp>
+#include <mmusim/words/registers.hpp>
+
+namespace mmusim {
+
+/// Who translates. The four fixed shadow modes refuse accesses under another guest paging mode.
+enum class TranslationMode : std::uint8_t {
+    shadow,  ///< the shadow mode that fits the guest's paging at each point
+    shadow_2_on_3,
+    shadow_3_on_3,
+    shadow_4_on_4,
+    shadow_5_on_5,
+    native,  ///< the CPU walks the guest's own tables; the P2M is the identity
+};
+
+/// "shadow", "2-on-3", "3-on-3", "4-on-4", "5-on-5", "native".
+[[nodiscard]] std::string_view name_of(TranslationMode mode);
+[[nodiscard]] std::optional<TranslationMode> parse_translation_mode(std::string_view name);
+
+struct ModeMismatch : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct MachineConfig {
+    Cpuid cpuid;
+    unsigned vcpus = 1;
+    std::vector<GfnRange> ram;
+    P2mLayout p2m;  ///< not used in native mode
+    TranslationMode mode = TranslationMode::shadow;
+    ShadowPolicyFactory policy;  ///< not used in native mode
+    Populate populate = Populate::leaf;
+};
+
+/// One memory operand, or a fetch.
+struct Operand {
+    LinearAddress address;
+    std::uint32_t bytes = 1;  ///< 1 to 4096
+    AccessKind kind = AccessKind::read;
+    bool user_mode = false;
+    bool implicit = false;
+    bool stack_segment = false;  ///< an address that is not canonical is #SS, not #GP
+};
+
+/// Where an operand is in guest-physical memory: in one page or in two.
+struct Placed {
+    struct Part {
+        GuestPhysical address;
+        std::uint32_t bytes = 0;
+        bool emulated = false;  ///< the hypervisor does the access for the guest
+    };
+    std::array<Part, 2> parts{};
+    std::uint8_t count = 1;
+
+    [[nodiscard]] std::span<const Part> pages() const { return {parts.data(), count}; }
+};
+
+/// What an instruction came to: `placed` holds the operands that were translated, in order; where
+/// `fault` is set, the next one raised it.
+struct Execution {
+    boost::container::small_vector<Placed, 4> placed;
+    std::optional<Exception> fault;
+};
+
+/// Where an instruction starts again after an exit.
+enum class Restart : std::uint8_t { instruction, operand };
+
+struct MachineCounters {
+    std::uint64_t walks = 0;              ///< walks by the hardware
+    std::uint64_t memory_references = 0;  ///< table entries that these read
+
+    friend bool operator==(const MachineCounters&, const MachineCounters&) = default;
+};
+
+/// INVPCID types (SDM vol. 2 INVPCID).
+enum class InvpcidType : std::uint8_t { address, context, all_with_globals, all_without_globals };
+
+class Machine {
+public:
+    /// Throws LayoutError where RAM or P2M do not fit.
+    explicit Machine(MachineConfig config);
+
+    /// Back to the state after construction: memory 0, registers at reset, nothing shadowed.
+    void reset();
+
+    // --- the guest's instructions -------------------------------------------------------------------
+
+    /// One operand on its own.
+    [[nodiscard]] Result<Placed, Exception> access(unsigned vcpu, const Operand& operand);
+    /// Several operands as one instruction. `result` is overwritten.
+    void execute(unsigned vcpu, std::span<const Operand> operands, Restart restart, Execution& result);
+    /// Completes a write or a read that was placed.
+    void store(const Placed& placed, std::span<const std::byte> bytes);
+    void load(const Placed& placed, std::span<std::byte> bytes) const;
+
+    /// Each returns the exception instead of which nothing else happened.
+    [[nodiscard]] std::optional<Exception> mov_cr0(unsigned vcpu, std::uint64_t value);
+    [[nodiscard]] std::optional<Exception> mov_cr3(unsigned vcpu, std::uint64_t value);
+    [[nodiscard]] std::optional<Exception> mov_cr4(unsigned vcpu, std::uint64_t value);
+    [[nodiscard]] std::optional<Exception> wrmsr(unsigned vcpu, std::uint32_t msr, std::uint64_t value);
+    [[nodiscard]] std::optional<Exception> wrpkru(unsigned vcpu, std::uint32_t value);
+    [[nodiscard]] std::optional<Exception> invlpg(unsigned vcpu, LinearAddress address);
+    [[nodiscard]] std::optional<Exception> invpcid(unsigned vcpu, std::uint64_t type, std::uint64_t pcid,
+                                                   LinearAddress address);
+    void set_cpl(unsigned vcpu, std::uint8_t cpl);
+    void set_ac(unsigned vcpu, bool ac);
+
+    // --- from outside the guest ---------------------------------------------------------------------
+
+    /// Loads all registers silently; in PAE mode the PDPTEs from memory too. Refused as a whole.
+    [[nodiscard]] std::optional<Refusal> set_registers(unsigned vcpu, const Registers& registers);
+    /// Guest memory changed by someone else, within one frame.
+    void poke(GuestPhysical at, std::span<const std::byte> bytes);
+    void clear_frame(Gfn frame);
+    void peek(GuestPhysical at, std::span<std::byte> bytes) const { memory().read(at, bytes); }
+    /// Drops every shadow.
+    void blow_shadows();
+
+    // --- what there is to see -----------------------------------------------------------------------
+
+    [[nodiscard]] const Registers& registers(unsigned vcpu) const { return vcpus_[vcpu].registers; }
+    [[nodiscard]] const std::array<std::uint64_t, 4>& pdptes(unsigned vcpu) const
+    {
+        return vcpus_[vcpu].pdptes;
+    }
+    [[nodiscard]] const MachineConfig& config() const { return config_; }
+    [[nodiscard]] const P2m& p2m() const { return p2m_; }
+    [[nodiscard]] const GuestMemory& memory() const { return guest_memory_; }
+    [[nodiscard]] const SparseMemory& machine_memory() const { return machine_; }
+    [[nodiscard]] MachineCounters counters() const { return {walks_, tables_.loads()}; }
+    /// Null in native mode.
+    [[nodiscard]] const ShadowEngine* shadow() const { return shadow_.get(); }
+    /// The guest's own translation state, as the hypervisor's walk uses it.
+    [[nodiscard]] const GuestContext& guest_context(unsigned vcpu) const { return vcpus_[vcpu].guest; }
+    /// The walk that the hardware would do now: mode, rules and root. Paging::off: none.
+    struct HardwareContext {
+        Paging paging = Paging::off;
+        WalkRules rules;
+        WalkRoot<space::Machine> root;
+    };
+    [[nodiscard]] const HardwareContext& hardware_context(unsigned vcpu) const
+    {
+        return vcpus_[vcpu].hardware;
+    }
+
+    /// Violated invariants, as sentences.
+    [[nodiscard]] std::vector<std::string> audit() const;
+
+private:
+    struct Vcpu {
+        Registers registers;
+        std::array<std::uint64_t, 4> pdptes{};
+        GuestContext guest;
+        HardwareContext hardware;
+        bool fits = true;  ///< the guest's paging is one that the machine's mode translates
+    };
+    /// One translation of an instruction.
+    struct Step {
+        enum class Kind : std::uint8_t { done, emulated, fault, retry };
+        Kind kind = Kind::done;
+        GuestPhysical address;
+        Exception exception;
+    };
+    struct PageAccess {
+        Access access;
+        std::uint32_t bytes = 0;
+        std::uint32_t operand = 0;
+    };
+
+    [[nodiscard]] bool native() const { return config_.mode == TranslationMode::native; }
+    void make_shadow_engine();
+    void refresh(unsigned vcpu);
+    void refresh_hardware_root(unsigned vcpu);
+    [[nodiscard]] std::optional<Exception> load_pdptes(const Registers& registers,
+                                                       std::array<std::uint64_t, 4>& pdptes) const;
+    [[nodiscard]] std::optional<Exception> commit(unsigned vcpu, const RegisterLoad& load, bool loads_cr3);
+    void flush(unsigned vcpu, GuestFlush kind, LinearAddress address = {});
+    [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;
+    [[nodiscard]] std::optional<Exception> misplaced(const Vcpu& vcpu, const Operand& operand) const;
+    [[nodiscard]] static Access access_of(const Vcpu& vcpu, const Operand& operand, std::uint64_t address);
+    void split(const Vcpu& vcpu, const Operand& operand, std::uint32_t index);
+    [[nodiscard]] Result<Translation<space::Machine>, PageFault> hardware_walk(const Vcpu& vcpu,
+                                                                               const Access& access);
+    [[nodiscard]] Result<Translation<space::GuestPhysical>, PageFault> guest_walk(const Vcpu& vcpu,
+                                                                                  const Access& access,
+                                                                                  AdBits ad_bits);
+    [[nodiscard]] Step translate(unsigned vcpu, const Access& access);
+    [[nodiscard]] Step emulate(unsigned vcpu, const Access& access);
+    [[nodiscard]] std::size_t first_doomed(const Vcpu& vcpu);
+    /// Runs `pages_`; fills `steps_`. Returns the index of the translation that faulted, or their number.
+    std::size_t run_pages(unsigned vcpu, Restart restart);
+
+    MachineConfig config_;
+    SparseMemory machine_;
+    P2m p2m_;
+    GuestMemory guest_memory_;
+    MachineTables tables_;
+    std::uint64_t walks_ = 0;
+    std::unique_ptr<ShadowEngine> shadow_;
+    std::vector<Vcpu> vcpus_;
+    std::vector<PageAccess> pages_;  ///< of the instruction under way
+    std::vector<Step> steps_;
+};
+
+}  // namespace mmusim
