@@ -19,7 +19,9 @@ constexpr std::array<std::pair<TranslationMode, std::string_view>, 6> kModeNames
     {TranslationMode::native, "native"},
 }};
 
-/// Machine frames set aside for shadows: 16 GiB of them.
+/// Machine frames set aside for shadows: 16 GiB of them. Leaf entries name frames of the guest, all
+/// others name shadows; so where the guest's RAM leaves no frames, a second bank of memory whose numbers
+/// overlap the guest's serves as well.
 constexpr std::uint64_t kPoolFrames = std::uint64_t{1} << 22;
 
 /// The machine itself: everything that its CPU can do.
@@ -65,10 +67,9 @@ bool mode_fits(TranslationMode mode, Paging paging)
 
 /// A walk under a paging mode known at run time. `off` is the caller's business.
 template <class Tables>
-Result<Translation<typename Tables::Space>, PageFault> walk_in(Paging paging, Tables& tables,
-                                                               const WalkRoot<typename Tables::Space>& root,
-                                                               const WalkRules& rules, const Access& access,
-                                                               AdBits ad_bits)
+[[gnu::always_inline]] inline Result<Translation<typename Tables::Space>, PageFault> walk_in(
+    Paging paging, Tables& tables, const WalkRoot<typename Tables::Space>& root, const WalkRules& rules,
+    const Access& access, AdBits ad_bits)
 {
     switch (paging) {
     case Paging::off:
@@ -82,7 +83,9 @@ Result<Translation<typename Tables::Space>, PageFault> walk_in(Paging paging, Ta
 
 std::uint64_t root_frame(const Registers& registers, const Cpuid& cpuid)
 {
-    return (registers.cr3 & bit_range(kPageShift, cpuid.physical_address_bits - 1)) >> kPageShift;
+    // Outside long mode CR3 bits 63:32 are ignored.
+    const unsigned bits = registers.long_mode() ? cpuid.physical_address_bits : 32;
+    return (registers.cr3 & bit_range(kPageShift, bits - 1)) >> kPageShift;
 }
 
 Exception general_protection(std::string_view why)
@@ -113,8 +116,11 @@ std::optional<TranslationMode> parse_translation_mode(std::string_view name)
 Machine::Machine(MachineConfig config)
     : config_{std::move(config)}
     , p2m_{GuestRam{config_.ram}, native() ? P2mLayout{} : config_.p2m}
-    , guest_memory_{machine_, p2m_}
-    , tables_{machine_}
+    , guest_memory_{machine_, p2m_}  // Above the guest's width where the layout leaves room there.
+    , pool_{p2m_.free_run(Mfn{std::uint64_t{1} << (config_.cpuid.physical_address_bits - kPageShift)},
+                          kPoolFrames)}
+    , table_memory_{pool_ || native() ? &machine_ : &bank_}
+    , tables_{*table_memory_}
     , vcpus_(config_.vcpus)
 {
     make_shadow_engine();
@@ -124,17 +130,14 @@ Machine::Machine(MachineConfig config)
 void Machine::make_shadow_engine()
 {
     if (native()) return;
-    // Above the guest's width where the layout leaves room there.
-    const Mfn above{std::uint64_t{1} << (config_.cpuid.physical_address_bits - kPageShift)};
-    const auto pool = p2m_.free_run(above, kPoolFrames);
-    if (!pool) throw LayoutError("the guest's RAM leaves no machine frames for shadows");
-    shadow_ = std::make_unique<ShadowEngine>(machine_, p2m_, config_.cpuid, config_.vcpus, config_.policy(),
-                                             config_.populate, *pool);
+    shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
+                                             config_.policy(), config_.populate, pool_.value_or(Mfn{}));
 }
 
 void Machine::reset()
 {
     machine_.clear();
+    bank_.clear();
     tables_.reset_loads();
     walks_ = 0;
     make_shadow_engine();
@@ -155,6 +158,8 @@ void Machine::refresh(unsigned index)
                   registers.entry_settings(),
                   {root, vcpu.pdptes}};
     vcpu.fits = mode_fits(config_.mode, paging);
+    vcpu.long_mode = registers.long_mode();
+    vcpu.linear_bits = registers.linear_bits();
     if (native()) {
         vcpu.hardware = {paging, vcpu.guest.rules, {Mfn{root.number()}, vcpu.pdptes}};
         return;
@@ -239,8 +244,14 @@ std::optional<Exception> Machine::mov_cr4(unsigned vcpu, std::uint64_t value)
 
 std::optional<Exception> Machine::wrmsr(unsigned vcpu, std::uint32_t msr, std::uint64_t value)
 {
-    if (msr != efer::kMsr) return general_protection("WRMSR to an MSR other than EFER is not modelled");
-    return commit(vcpu, wrmsr_efer(vcpus_[vcpu].registers, value, config_.cpuid), false);
+    if (msr == efer::kMsr)
+        return commit(vcpu, wrmsr_efer(vcpus_[vcpu].registers, value, config_.cpuid), false);
+    if (vcpus_[vcpu].registers.cpl != 0) return general_protection(kPrivileged);
+    if (msr != kPkrsMsr || !config_.cpuid.pks) return general_protection("there is no such MSR");
+    if (value >> 32 != 0) return general_protection("IA32_PKRS bits 63:32 are reserved");
+    vcpus_[vcpu].registers.pkrs = static_cast<std::uint32_t>(value);
+    refresh(vcpu);
+    return std::nullopt;
 }
 
 std::optional<Exception> Machine::wrpkru(unsigned vcpu, std::uint32_t value)
@@ -364,36 +375,44 @@ void Machine::refuse_mode(const Vcpu& vcpu) const
                                    name_of(vcpu.guest.paging)));
 }
 
-std::optional<Exception> Machine::misplaced(const Vcpu& vcpu, const Operand& operand) const
+Result<LinearAddress, Exception> Machine::locate(unsigned index, const Operand& operand) const
 {
-    if (!vcpu.registers.long_mode()) return std::nullopt;
-    const unsigned width = vcpu.registers.linear_bits();
-    const std::uint64_t first = operand.address.value();
-    if (canonical(first, width) && canonical(first + operand.bytes - 1, width)) return std::nullopt;
-    return Exception{operand.stack_segment ? Vector::stack_fault : Vector::general_protection,
-                     0,
-                     {},
-                     "the address is not canonical"};
+    const Vcpu& vcpu = vcpus_[index];
+    LinearAddress address = operand.address;
+    if (operand.segmented) {
+        const auto& [segment, offset] = *operand.segmented;
+        const auto linear =
+            linear_address(vcpu.registers.segments, segment, offset, operand.bytes, vcpu.long_mode);
+        if (!linear) return linear.error();
+        address = *linear;
+    }
+    if (!vcpu.long_mode) return LinearAddress{address.value() & 0xffff'ffff};
+    const std::uint64_t last = address.value() + operand.bytes - 1;
+    if (canonical(address.value(), vcpu.linear_bits) && canonical(last, vcpu.linear_bits)) return address;
+    const bool stack = operand.segmented && operand.segmented->segment == Segment::ss;
+    return Exception{
+        stack ? Vector::stack_fault : Vector::general_protection, 0, {}, "the address is not canonical"};
 }
 
-Access Machine::access_of(const Vcpu& vcpu, const Operand& operand, std::uint64_t address)
+Access Machine::access_of(const Operand& operand, LinearAddress address)
 {
-    if (!vcpu.registers.long_mode()) address &= 0xffff'ffff;
-    return {LinearAddress{address}, operand.kind, operand.user_mode && !operand.implicit, operand.implicit};
+    return {address, operand.kind, operand.user_mode && !operand.implicit, operand.implicit};
 }
 
-void Machine::split(const Vcpu& vcpu, const Operand& operand, std::uint32_t index)
+void Machine::split(const Vcpu& vcpu, const Operand& operand, LinearAddress address, std::uint32_t index)
 {
-    const auto room = static_cast<std::uint32_t>(kPageBytes - operand.address.offset_in_page());
+    const auto room = static_cast<std::uint32_t>(kPageBytes - address.offset_in_page());
     const std::uint32_t here = std::min(operand.bytes, room);
-    pages_.push_back({access_of(vcpu, operand, operand.address.value()), here, index});
+    pages_.push_back({access_of(operand, address), here, index});
     if (here < operand.bytes) {
-        pages_.push_back(
-            {access_of(vcpu, operand, operand.address.value() + here), operand.bytes - here, index});
+        std::uint64_t next = address.value() + here;
+        if (!vcpu.long_mode) next &= 0xffff'ffff;
+        pages_.push_back({access_of(operand, LinearAddress{next}), operand.bytes - here, index});
     }
 }
 
-Result<Translation<space::Machine>, PageFault> Machine::hardware_walk(const Vcpu& vcpu, const Access& access)
+inline Result<Translation<space::Machine>, PageFault> Machine::hardware_walk(const Vcpu& vcpu,
+                                                                             const Access& access)
 {
     ++walks_;
     return walk_in(vcpu.hardware.paging, tables_, vcpu.hardware.root, vcpu.hardware.rules, access,
@@ -401,60 +420,72 @@ Result<Translation<space::Machine>, PageFault> Machine::hardware_walk(const Vcpu
 }
 
 Result<Translation<space::GuestPhysical>, PageFault> Machine::guest_walk(const Vcpu& vcpu,
-                                                                         const Access& access, AdBits ad_bits)
+                                                                         const Access& access)
 {
     if (vcpu.guest.paging == Paging::off) {
         return Translation<space::GuestPhysical>{.address = GuestPhysical{access.address.value()},
                                                  .rights = {}};
     }
-    return walk_in(vcpu.guest.paging, guest_memory_, vcpu.guest.root, vcpu.guest.rules, access, ad_bits);
+    return walk_in(vcpu.guest.paging, guest_memory_, vcpu.guest.root, vcpu.guest.rules, access,
+                   AdBits::leave);
 }
 
-Machine::Step Machine::translate(unsigned index, const Access& access)
+Machine::Step Machine::faulted(const PageFault& fault)
+{
+    exception_ = Exception::of(fault);
+    return {Step::Kind::fault, {}};
+}
+
+inline Machine::Step Machine::translate(unsigned index, const Access& access)
 {
     const Vcpu& vcpu = vcpus_[index];
     if (!vcpu.fits) [[unlikely]]
         refuse_mode(vcpu);
-    if (vcpu.hardware.paging == Paging::off) {
-        return {Step::Kind::done, GuestPhysical{access.address.value()}, {}};
-    }
+    if (vcpu.hardware.paging == Paging::off) return {Step::Kind::done, GuestPhysical{access.address.value()}};
     const auto walked = hardware_walk(vcpu, access);
-    if (walked) {
+    if (walked) [[likely]] {
         const MachineAddress found = walked->address;
-        if (!shadow_) return {Step::Kind::done, GuestPhysical{found.value()}, {}};
+        if (!shadow_) return {Step::Kind::done, GuestPhysical{found.value()}};
         const auto gfn = p2m_.gfn_of(Mfn::of(found));
         assert(gfn && "a shadow maps guest RAM alone");
-        return {Step::Kind::done, gfn->address(found.offset_in_page()), {}};
+        return {Step::Kind::done, gfn->address(found.offset_in_page())};
     }
-    if (!shadow_) return {Step::Kind::fault, {}, Exception::of(walked.error())};
+    return shadow_ ? exit_to_hypervisor(index, access) : faulted(walked.error());
+}
 
-    const FaultAnswer answer = shadow_->fault(index, vcpu.guest, access);
-    refresh_hardware_root(index);
+Machine::Step Machine::step_of(const FaultAnswer& answer)
+{
     switch (answer.kind) {
-    case FaultAnswer::Kind::retry: return {Step::Kind::retry, {}, {}};
-    case FaultAnswer::Kind::guest: return {Step::Kind::fault, {}, Exception::of(answer.fault)};
-    case FaultAnswer::Kind::emulated: return {Step::Kind::emulated, answer.address, {}};
+    case FaultAnswer::Kind::retry: break;
+    case FaultAnswer::Kind::guest: return faulted(answer.fault);
+    case FaultAnswer::Kind::emulated: return {Step::Kind::emulated, answer.address};
     }
-    return {};
+    return {Step::Kind::retry, {}};
+}
+
+Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access)
+{
+    const FaultAnswer answer = shadow_->fault(index, vcpus_[index].guest, access);
+    refresh_hardware_root(index);
+    return step_of(answer);
 }
 
 Machine::Step Machine::emulate(unsigned index, const Access& access)
 {
-    const auto walked = guest_walk(vcpus_[index], access, AdBits::set);
-    if (!walked) return {Step::Kind::fault, {}, Exception::of(walked.error())};
-    return {Step::Kind::emulated, walked->address, {}};
+    return step_of(shadow_->emulated_access(index, vcpus_[index].guest, access));
 }
 
 Result<Placed, Exception> Machine::access(unsigned index, const Operand& operand)
 {
-    const Vcpu& vcpu = vcpus_[index];
-    if (auto exception = misplaced(vcpu, operand)) return *exception;
-    if (operand.address.offset_in_page() + operand.bytes <= kPageBytes) [[likely]] {
-        const Access access = access_of(vcpu, operand, operand.address.value());
+    const auto address = locate(index, operand);
+    if (!address) [[unlikely]]
+        return address.error();
+    if (address->offset_in_page() + operand.bytes <= kPageBytes) [[likely]] {
+        const Access access = access_of(operand, *address);
         for (;;) {
             const Step step = translate(index, access);
             if (step.kind == Step::Kind::retry) continue;
-            if (step.kind == Step::Kind::fault) return step.exception;
+            if (step.kind == Step::Kind::fault) return exception_;
             Placed placed;
             placed.parts[0] = {step.address, operand.bytes, step.kind == Step::Kind::emulated};
             return placed;
@@ -466,31 +497,32 @@ Result<Placed, Exception> Machine::access(unsigned index, const Operand& operand
     return execution.placed[0];
 }
 
-std::size_t Machine::first_doomed(const Vcpu& vcpu)
+std::size_t Machine::first_to_fault(const Vcpu& vcpu)
 {
-    const bool a_fault_may_follow_a_write =
-        std::any_of(pages_.begin(), std::prev(pages_.end()),
-                    [](const PageAccess& page) { return page.access.kind == AccessKind::write; });
-    if (!a_fault_may_follow_a_write) return pages_.size();
-    const auto doomed = std::find_if(pages_.begin(), pages_.end(), [&](const PageAccess& page) {
-        return !guest_walk(vcpu, page.access, AdBits::leave);
-    });
-    return static_cast<std::size_t>(doomed - pages_.begin());
+    const auto faulting = std::find_if(
+        pages_.begin(), pages_.end(), [&](const PageAccess& page) { return !guest_walk(vcpu, page.access); });
+    return static_cast<std::size_t>(faulting - pages_.begin());
 }
 
-std::size_t Machine::run_pages(unsigned index, Restart restart)
+std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follows)
 {
-    // The CPU checks every translation before any takes effect. Where a later one will fault, the writes
-    // before it are not going to happen: they translate, but set no dirty bit, as reads do.
-    std::size_t doomed = first_doomed(vcpus_[index]);
+    // The CPU checks every translation before any takes effect. Where one will fault, the writes before it
+    // are not going to happen: they translate, but set no dirty bit, as reads do.
+    const auto last = fault_follows ? pages_.end() : std::prev(pages_.end());
+    const bool a_fault_may_follow_a_write = std::any_of(
+        pages_.begin(), last, [](const PageAccess& page) { return page.access.kind == AccessKind::write; });
+    const std::size_t faulting = a_fault_may_follow_a_write ? first_to_fault(vcpus_[index]) : pages_.size();
+    // Nothing cached may let it pass; a TLB may drop what it likes.
+    if (faulting < pages_.size()) flush(index, GuestFlush::page_fault, pages_[faulting].access.address);
+    bool completes = !fault_follows && faulting == pages_.size();
+
     steps_.assign(pages_.size(), {});
     for (;;) {
         bool emulating = false;
         for (std::size_t i = 0; i < pages_.size();) {
             Access access = pages_[i].access;
-            if (i < doomed && doomed < pages_.size() && access.kind == AccessKind::write) {
+            if (!completes && i < faulting && access.kind == AccessKind::write)
                 access.kind = AccessKind::read;
-            }
             // An emulated instruction is emulated to its end.
             steps_[i] = emulating ? emulate(index, access) : translate(index, access);
             if (steps_[i].kind == Step::Kind::fault) return i;
@@ -501,9 +533,16 @@ std::size_t Machine::run_pages(unsigned index, Restart restart)
             emulating |= steps_[i].kind == Step::Kind::emulated;
             ++i;
         }
-        if (doomed >= pages_.size()) return pages_.size();
-        doomed = pages_.size();  // a stale translation let it pass, as a TLB may
+        if (completes || fault_follows) break;
+        completes = true;  // the policy has kept a stale translation: now the writes do happen
     }
+    // A later operand's translation may have made a table of a frame that an earlier one writes.
+    for (std::size_t i = 0; shadow_ && i < pages_.size(); ++i) {
+        const bool write = pages_[i].access.kind == AccessKind::write;
+        if (write && shadow_->traps_writes_to(Gfn::of(steps_[i].address)))
+            steps_[i].kind = Step::Kind::emulated;
+    }
+    return pages_.size();
 }
 
 void Machine::execute(unsigned index, std::span<const Operand> operands, Restart restart, Execution& result)
@@ -512,19 +551,21 @@ void Machine::execute(unsigned index, std::span<const Operand> operands, Restart
     result.placed.clear();
     result.fault.reset();
     pages_.clear();
-    std::size_t reached = operands.size();
-    for (std::size_t i = 0; i < operands.size(); ++i) {
-        if (auto exception = misplaced(vcpu, operands[i])) {
-            result.fault = exception;
-            reached = i;
+    std::size_t reached = 0;
+    for (; reached < operands.size(); ++reached) {
+        const auto address = locate(index, operands[reached]);
+        if (!address) {
+            result.fault = address.error();
             break;
         }
-        split(vcpu, operands[i], static_cast<std::uint32_t>(i));
+        split(vcpu, operands[reached], *address, static_cast<std::uint32_t>(reached));
     }
-    const std::size_t faulted = pages_.empty() ? 0 : run_pages(index, restart);
-    if (faulted < pages_.size()) {
-        result.fault = steps_[faulted].exception;
-        reached = pages_[faulted].operand;
+    if (!pages_.empty()) {
+        const std::size_t faulted = run_pages(index, restart, result.fault.has_value());
+        if (faulted < pages_.size()) {
+            result.fault = exception_;
+            reached = pages_[faulted].operand;
+        }
     }
     std::size_t page = 0;
     for (std::uint32_t i = 0; i < reached; ++i) {

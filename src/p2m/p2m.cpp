@@ -115,6 +115,8 @@ std::string to_string(const P2mLayout& layout)
 
 P2m::P2m(GuestRam ram, P2mLayout layout) : ram_{std::move(ram)}, layout_{std::move(layout)}
 {
+    if (ram_.end().number() > kMachineFrames) throw LayoutError("RAM lies beyond 52 address bits");
+    if (layout_.kind != P2mLayout::Kind::offset) layout_.offset = 0;
     switch (layout_.kind) {
     case P2mLayout::Kind::identity: break;
     case P2mLayout::Kind::offset:
@@ -221,7 +223,8 @@ std::optional<Mfn> P2m::free_run(Mfn from, std::uint64_t count) const
             if (first >= at && first - at >= count) break;
             at = first + frames;
         }
-        return at + count <= kMachineFrames ? std::optional{Mfn{at}} : std::nullopt;
+        const bool ends_in_time = count <= kMachineFrames && at <= kMachineFrames - count;
+        return ends_in_time ? std::optional{Mfn{at}} : std::nullopt;
     };
     if (const auto found = first_free(from.number())) return found;
     return first_free(0);

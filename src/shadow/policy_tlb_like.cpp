@@ -17,11 +17,6 @@ public:
         return {ShadowKeying::position, false, 0b111110};
     }
 
-    [[nodiscard]] TableWriteAnswer on_table_write(const TableWrite&) override
-    {
-        return TableWriteAnswer::allow;
-    }
-
     [[nodiscard]] FlushAnswer on_flush(unsigned, GuestFlush flush) override
     {
         const bool one_page = flush == GuestFlush::address || flush == GuestFlush::page_fault;

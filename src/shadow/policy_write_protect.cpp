@@ -16,11 +16,6 @@ public:
         return {ShadowKeying::frame_and_type, true, 0};
     }
 
-    [[nodiscard]] TableWriteAnswer on_table_write(const TableWrite&) override
-    {
-        return TableWriteAnswer::emulate;
-    }
-
     [[nodiscard]] FlushAnswer on_flush(unsigned, GuestFlush) override { return FlushAnswer::nothing; }
 };
 

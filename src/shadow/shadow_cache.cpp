@@ -136,14 +136,25 @@ std::vector<ShadowId> ShadowCache::of_frame(Gfn frame) const
     return ids;
 }
 
-bool ShadowCache::is_table(Gfn frame) const
+template <class Question>
+bool ShadowCache::any_of_frame(Gfn frame, Question question) const
 {
     const auto head = by_frame_.find(frame.number());
     if (head == by_frame_.end()) return false;
     for (ShadowId id = head->second; id != kNoShadow; id = shadows_[id].next_of_frame) {
-        if (!shadows_[id].key.type.splinter) return true;
+        if (!shadows_[id].key.type.splinter && question(shadows_[id].key.type)) return true;
     }
     return false;
+}
+
+bool ShadowCache::is_table(Gfn frame) const
+{
+    return any_of_frame(frame, [](ShadowType) { return true; });
+}
+
+bool ShadowCache::is_table_of_other(TableFormat format, Gfn frame) const
+{
+    return any_of_frame(frame, [&](ShadowType type) { return type.format != format; });
 }
 
 std::uint64_t ShadowCache::entry(ShadowSlot slot) const
@@ -156,22 +167,17 @@ void ShadowCache::store(ShadowSlot slot, std::uint64_t entry)
     machine_->store(frame_of(slot).number(), offset_of(slot), entry);
 }
 
-bool ShadowCache::owns(Mfn frame) const
+ShadowId ShadowCache::shadow_at(Mfn frame) const
 {
-    return frame >= pool_first_ && frame.number() - pool_first_.number() < page_owner_.size();
-}
-
-ShadowId ShadowCache::owner_of(std::uint64_t entry) const
-{
-    assert(owns(frame_in(entry)));
-    return page_owner_[frame_in(entry).number() - pool_first_.number()];
+    if (frame < pool_first_ || frame.number() - pool_first_.number() >= page_owner_.size()) return kNoShadow;
+    return page_owner_[frame.number() - pool_first_.number()];
 }
 
 ShadowId ShadowCache::child(ShadowSlot slot) const
 {
     assert(shadows_[slot.shadow].key.type.level > 1);
     const std::uint64_t present = entry(slot);
-    return (present & pte::kPresent) != 0 ? owner_of(present) : kNoShadow;
+    return (present & pte::kPresent) != 0 ? shadow_at(frame_in(present)) : kNoShadow;
 }
 
 void ShadowCache::link(ShadowSlot slot, ShadowId child_id, std::uint64_t flags)
@@ -287,9 +293,6 @@ void ShadowCache::audit(const std::function<std::uint32_t(ShadowId)>& roots,
             const std::uint64_t raw = entry(slot);
             if ((raw & pte::kPresent) == 0) continue;
             if (shadow.key.type.level == 1) {
-                if (owns(frame_in(raw))) {
-                    violations.push_back(fmt::format("{}[{}] maps a shadow page", name, i));
-                }
                 if (!track_writable_ || !maps_writable(raw)) continue;
                 ++writable_entries;
                 const auto found = writable_.find(frame_in(raw).number());
@@ -300,11 +303,11 @@ void ShadowCache::audit(const std::function<std::uint32_t(ShadowId)>& roots,
                 }
                 continue;
             }
-            if (!owns(frame_in(raw)) || owner_of(raw) == kNoShadow) {
+            const ShadowId below = shadow_at(frame_in(raw));
+            if (below == kNoShadow) {
                 violations.push_back(fmt::format("{}[{}] references no shadow", name, i));
                 continue;
             }
-            const ShadowId below = owner_of(raw);
             ++references[below];
             const auto& parents = shadows_[below].parents;
             if (std::find(parents.begin(), parents.end(), slot) == parents.end()) {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "shadow_mmu.hpp"
 
 namespace mmusim {
@@ -46,17 +48,17 @@ GuestContext identity_context()
 
 }  // namespace
 
-ShadowEngine::ShadowEngine(SparseMemory& machine, const P2m& p2m, const Cpuid& cpuid, unsigned vcpus,
-                           std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first)
-    : machine_{&machine}
-    , p2m_{&p2m}
+ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
+                           unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate,
+                           Mfn pool_first)
+    : p2m_{&p2m}
     , cpuid_{cpuid}
     , guest_memory_{machine, p2m}
     , policy_{std::move(policy)}
     , declared_{policy_->declared()}
     , populate_{populate}
     , empty_table_{pool_first}
-    , cache_{machine, pool_first + 1, declared_.protects_tables, counters_}
+    , cache_{tables, pool_first + 1, declared_.protects_tables, counters_}
     , roots_(vcpus)
 {
 }
@@ -69,6 +71,15 @@ FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const 
     }
     FaultAnswer answer;
     in_mode(*this, guest.paging, [&](auto mmu) { answer = mmu.fault(guest_memory_, vcpu, guest, access); });
+    return answer;
+}
+
+FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access)
+{
+    FaultAnswer answer{FaultAnswer::Kind::emulated, {}, GuestPhysical{access.address.value()}};
+    if (guest.paging == Paging::off) return answer;
+    in_mode(*this, guest.paging,
+            [&](auto mmu) { answer = mmu.emulated_access(guest_memory_, vcpu, guest, access); });
     return answer;
 }
 
@@ -109,8 +120,13 @@ void ShadowEngine::emulated_store(GuestPhysical at, std::span<const std::byte> b
     guest_memory_.write(at, bytes);
     if (!declared_.protects_tables) return;
     const unsigned first = at.offset_in_page();
-    const unsigned last = first + static_cast<unsigned>(bytes.size()) - 1;
-    for (const ShadowId id : cache_.of_frame(Gfn::of(at))) {
+    revalidate(Gfn::of(at), first, first + static_cast<unsigned>(bytes.size()) - 1, std::nullopt);
+}
+
+void ShadowEngine::revalidate(Gfn frame, unsigned first, unsigned last, std::optional<TableFormat> except)
+{
+    for (const ShadowId id : cache_.of_frame(frame)) {
+        if (cache_[id].key.type.format == except) continue;
         // Validating one may have dropped the last reference to the next.
         if (!cache_[id].alive()) continue;
         in_mode(*this, paging_of(cache_[id].key.type.format),
@@ -171,6 +187,16 @@ std::vector<std::string> ShadowEngine::audit() const
         return count;
     };
     cache_.audit(roots_to, violations);
+    for (const ShadowId id : cache_.all()) {
+        const Shadow& shadow = cache_[id];
+        for (unsigned i = 0; shadow.key.type.level == 1 && i < shadow.entries(); ++i) {
+            const std::uint64_t entry = cache_.entry({id, static_cast<std::uint16_t>(i)});
+            const Mfn mfn{(entry & pte::kFrame) >> kPageShift};
+            if ((entry & pte::kPresent) == 0 || p2m_->gfn_of(mfn)) continue;
+            violations.push_back(fmt::format("{} of frame {}, entry {}: machine frame {} is not the guest's",
+                                             to_string(shadow.key.type), shadow.key.frame, i, mfn));
+        }
+    }
     if (!declared_.coherent()) return violations;
     for (const ShadowId id : cache_.all()) {
         // The audit of entries changes nothing.

@@ -158,17 +158,48 @@ ShadowId ShadowMmu<Guest>::link_child(ShadowSlot slot, const ShadowKey& wanted, 
 
 template <PagingMode Guest>
 template <class Tables>
+typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables, unsigned vcpu,
+                                                                  const GuestContext& guest,
+                                                                  const Access& access,
+                                                                  WalkPath<space::GuestPhysical>& path)
+{
+    ++e_->counters_.guest_walk;
+    const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::set, path);
+    if (!walked) {
+        e_->flush(vcpu, GuestFlush::page_fault, access.address);
+        return walked;
+    }
+    // Accessed and dirty bits can only add rights to shadows of this format. As entries of another format
+    // they mean anything.
+    for (int level = Guest.root_level(); e_->declared_.protects_tables && level >= path.lowest; --level) {
+        const auto i = static_cast<std::size_t>(level);
+        if (!e_->cache_.is_table_of_other(kFormat, path.tables[i])) continue;
+        e_->revalidate(path.tables[i], path.offsets[i], path.offsets[i] + Guest.entry_bytes - 1, kFormat);
+    }
+    return walked;
+}
+
+template <PagingMode Guest>
+FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
+                                              const Access& access)
+{
+    WalkPath<space::GuestPhysical> path;
+    const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
+    if (!walked) return {FaultAnswer::Kind::guest, walked.error(), {}};
+    return {FaultAnswer::Kind::emulated, {}, walked->address};
+}
+
+template <PagingMode Guest>
+template <class Tables>
 FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access)
 {
     ShadowCounters& counters = e_->counters_;
     ++counters.fault;
 
-    ++counters.guest_walk;
     WalkPath<space::GuestPhysical> path;
-    const auto walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::set, path);
+    const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
     if (!walked) {
         ++counters.fault_bail_real_fault;
-        e_->flush(vcpu, GuestFlush::page_fault, access.address);
         return {FaultAnswer::Kind::guest, walked.error(), {}};
     }
     const Gfn page = Gfn::of(walked->address);
@@ -203,18 +234,10 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         }
     }
 
-    const bool write = access.kind == AccessKind::write;
-    bool writable = true;
-    if (e_->declared_.protects_tables && e_->cache_.is_table(page)) {
-        writable = false;
-        if (write) {
-            const TableWrite question{vcpu, access.address, page, access.user_mode};
-            if (e_->policy_->on_table_write(question) == TableWriteAnswer::emulate) {
-                ++counters.fault_emulate_write;
-                return {FaultAnswer::Kind::emulated, {}, walked->address};
-            }
-            writable = true;
-        }
+    const bool protect = e_->traps_writes_to(page);
+    if (protect && access.kind == AccessKind::write) {
+        ++counters.fault_emulate_write;
+        return {FaultAnswer::Kind::emulated, {}, walked->address};
     }
     // The hardware runs with CR0.WP set: what only a clear one permits has to be done for the guest.
     RightsControl hardware = guest.rules.control;
@@ -231,7 +254,7 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
     } else {
         flags |= std::uint64_t{walked->rights.key} << pte::kKeyShift;
     }
-    if (!writable) flags &= ~pte::kWritable;
+    if (protect) flags &= ~pte::kWritable;
     e_->cache_.set_leaf(slot_of(at, 1, access.address), mfn->address().value() | flags);
     ++counters.fault_fixed;
     return {};

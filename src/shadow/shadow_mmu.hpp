@@ -21,6 +21,8 @@ public:
 
     template <class Tables>
     [[nodiscard]] FaultAnswer fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access);
+    [[nodiscard]] FaultAnswer emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
+                                              const Access& access);
     void load_roots(unsigned vcpu, const GuestContext& guest);
     void drop_entry(unsigned vcpu, LinearAddress address);
     /// Guest entries in bytes [first, last] of the shadow's frame have changed: propagates each.
@@ -39,6 +41,12 @@ private:
     [[nodiscard]] static ShadowSlot slot_of(ShadowId shadow, int level, LinearAddress address);
     [[nodiscard]] static Gfn frame_under(Pte<Guest> entry, int level, bool leaf);
 
+    using GuestWalk = Result<Translation<space::GuestPhysical>, PageFault>;
+    /// The walk of the guest's tables on the guest's behalf: sets accessed and dirty bits; a fault drops what
+    /// was cached of the page.
+    template <class Tables>
+    [[nodiscard]] GuestWalk walk_guest(Tables& tables, unsigned vcpu, const GuestContext& guest,
+                                       const Access& access, WalkPath<space::GuestPhysical>& path);
     [[nodiscard]] ShadowId& root_slot(unsigned vcpu, LinearAddress address);
     [[nodiscard]] ShadowId find_or_create(const ShadowKey& key);
     void load_root(ShadowId& slot, const ShadowKey* wanted);

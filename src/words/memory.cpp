@@ -35,6 +35,7 @@ std::byte* SparseMemory::make(std::uint64_t frame)
 void SparseMemory::read(std::uint64_t frame, unsigned offset, std::span<std::byte> bytes) const
 {
     assert(offset + bytes.size() <= kPageBytes);
+    if (bytes.empty()) return;
     if (const std::byte* page = find(frame)) {
         std::memcpy(bytes.data(), page + offset, bytes.size());
     } else {
@@ -45,6 +46,7 @@ void SparseMemory::read(std::uint64_t frame, unsigned offset, std::span<std::byt
 void SparseMemory::write(std::uint64_t frame, unsigned offset, std::span<const std::byte> bytes)
 {
     assert(offset + bytes.size() <= kPageBytes);
+    if (bytes.empty()) return;
     std::memcpy(make(frame) + offset, bytes.data(), bytes.size());
 }
 

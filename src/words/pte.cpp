@@ -13,7 +13,7 @@ EntryRules two_level_rules(const Cpuid& cpuid, EntrySettings settings)
 {
     EntryRules rules;
     if (!settings.pse) return rules;  // PS is ignored
-    rules.superpage_levels = 1u << 2;
+    rules.leaf_bit[2] = pte::kPageSize;
     const unsigned width = cpuid.pse36 ? std::min(cpuid.physical_address_bits, 40u) : 32u;
     rules.reserved_in_leaf[2] = bit_range(13 + (width - 32), 21);
     return rules;
@@ -34,12 +34,12 @@ EntryRules entry_rules(PagingMode mode, const Cpuid& cpuid, EntrySettings settin
         rules.reserved_in_table[level] = common;
         rules.reserved_in_leaf[level] = common;
     }
-    rules.superpage_levels = 1u << 2;
+    rules.leaf_bit[2] = pte::kPageSize;
     rules.reserved_in_leaf[2] |= bit_range(13, 20);
     if (mode == kPae) return rules;
 
     if (cpuid.page1gb) {
-        rules.superpage_levels |= 1u << 3;
+        rules.leaf_bit[3] = pte::kPageSize;
         rules.reserved_in_leaf[3] |= bit_range(13, 29);
     } else {
         rules.reserved_in_table[3] |= pte::kPageSize;

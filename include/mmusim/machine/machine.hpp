@@ -65,6 +65,12 @@ struct MachineConfig {
     Populate populate = Populate::leaf;
 };
 
+/// An offset in a segment.
+struct SegmentedAddress {
+    Segment segment = Segment::ds;
+    VirtualAddress offset;
+};
+
 /// One memory operand, or a fetch.
 struct Operand {
     LinearAddress address;
@@ -72,7 +78,7 @@ struct Operand {
     AccessKind kind = AccessKind::read;
     bool user_mode = false;
     bool implicit = false;
-    bool stack_segment = false;  ///< an address that is not canonical is #SS, not #GP
+    std::optional<SegmentedAddress> segmented = {};  ///< if set, the segmentation unit makes the address
 };
 
 /// Where an operand is in guest-physical memory: in one page or in two.
@@ -118,6 +124,8 @@ public:
 
     // --- the guest's instructions -------------------------------------------------------------------
 
+    /// The operand's linear address, or why it has none: a segment violation, or it is not canonical.
+    [[nodiscard]] Result<LinearAddress, Exception> locate(unsigned vcpu, const Operand& operand) const;
     /// One operand on its own.
     [[nodiscard]] Result<Placed, Exception> access(unsigned vcpu, const Operand& operand);
     /// Several operands as one instruction. `result` is overwritten.
@@ -159,7 +167,8 @@ public:
     [[nodiscard]] const MachineConfig& config() const { return config_; }
     [[nodiscard]] const P2m& p2m() const { return p2m_; }
     [[nodiscard]] const GuestMemory& memory() const { return guest_memory_; }
-    [[nodiscard]] const SparseMemory& machine_memory() const { return machine_; }
+    /// The memory whose tables the hardware walks.
+    [[nodiscard]] const SparseMemory& table_memory() const { return *table_memory_; }
     [[nodiscard]] MachineCounters counters() const { return {walks_, tables_.loads()}; }
     /// Null in native mode.
     [[nodiscard]] const ShadowEngine* shadow() const { return shadow_.get(); }
@@ -186,13 +195,14 @@ private:
         GuestContext guest;
         HardwareContext hardware;
         bool fits = true;  ///< the guest's paging is one that the machine's mode translates
+        bool long_mode = false;
+        unsigned linear_bits = 32;
     };
-    /// One translation of an instruction.
+    /// One translation of an instruction. Of a fault, `exception_` holds the rest.
     struct Step {
         enum class Kind : std::uint8_t { done, emulated, fault, retry };
         Kind kind = Kind::done;
         GuestPhysical address;
-        Exception exception;
     };
     struct PageAccess {
         Access access;
@@ -209,30 +219,38 @@ private:
     [[nodiscard]] std::optional<Exception> commit(unsigned vcpu, const RegisterLoad& load, bool loads_cr3);
     void flush(unsigned vcpu, GuestFlush kind, LinearAddress address = {});
     [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;
-    [[nodiscard]] std::optional<Exception> misplaced(const Vcpu& vcpu, const Operand& operand) const;
-    [[nodiscard]] static Access access_of(const Vcpu& vcpu, const Operand& operand, std::uint64_t address);
-    void split(const Vcpu& vcpu, const Operand& operand, std::uint32_t index);
+    [[nodiscard]] static Access access_of(const Operand& operand, LinearAddress address);
+    void split(const Vcpu& vcpu, const Operand& operand, LinearAddress address, std::uint32_t index);
     [[nodiscard]] Result<Translation<space::Machine>, PageFault> hardware_walk(const Vcpu& vcpu,
                                                                                const Access& access);
+    /// The guest's own walk as it would end now; changes nothing.
     [[nodiscard]] Result<Translation<space::GuestPhysical>, PageFault> guest_walk(const Vcpu& vcpu,
-                                                                                  const Access& access,
-                                                                                  AdBits ad_bits);
+                                                                                  const Access& access);
+    [[nodiscard]] Step faulted(const PageFault& fault);
+    [[nodiscard]] Step step_of(const FaultAnswer& answer);
     [[nodiscard]] Step translate(unsigned vcpu, const Access& access);
+    [[nodiscard]] Step exit_to_hypervisor(unsigned vcpu, const Access& access);
     [[nodiscard]] Step emulate(unsigned vcpu, const Access& access);
-    [[nodiscard]] std::size_t first_doomed(const Vcpu& vcpu);
+    /// Index of the first of `pages_` that would fault now; their number if none would.
+    [[nodiscard]] std::size_t first_to_fault(const Vcpu& vcpu);
     /// Runs `pages_`; fills `steps_`. Returns the index of the translation that faulted, or their number.
-    std::size_t run_pages(unsigned vcpu, Restart restart);
+    /// `fault_follows`: the instruction will not complete even if all of them succeed.
+    std::size_t run_pages(unsigned vcpu, Restart restart, bool fault_follows);
 
     MachineConfig config_;
     SparseMemory machine_;
+    SparseMemory bank_;  ///< for the shadows of a guest whose RAM takes every machine frame
     P2m p2m_;
     GuestMemory guest_memory_;
+    std::optional<Mfn> pool_;  ///< first machine frame for shadows; none if the guest has all
+    SparseMemory* table_memory_;
     MachineTables tables_;
     std::uint64_t walks_ = 0;
     std::unique_ptr<ShadowEngine> shadow_;
     std::vector<Vcpu> vcpus_;
     std::vector<PageAccess> pages_;  ///< of the instruction under way
     std::vector<Step> steps_;
+    Exception exception_;  ///< of the step that faulted last
 };
 
 }  // namespace mmusim

@@ -21,6 +21,7 @@
 #include <array>
 #include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 #include <mmusim/pagewalk/rights.hpp>
 #include <mmusim/words/access.hpp>
@@ -92,87 +93,121 @@ struct WalkPath {
 
 namespace detail {
 
-/// One entry that accessed or dirty bits may have to be set in.
-template <class Space>
-struct UsedEntry {
-    Frame<Space> table;
-    unsigned offset = 0;
-    std::uint64_t raw = 0;
-};
-
 template <PagingMode Mode>
 using EntryWord = std::conditional_t<Mode.entry_bytes == 4, std::uint32_t, std::uint64_t>;
+
+/// The way down: what was read at each level, and where it ended.
+struct Descent {
+    std::array<std::uint64_t, kMaxLevels + 1> raw;  ///< by level, from the root's down to `level`
+    std::uint64_t all = ~std::uint64_t{0};          ///< AND of the entries used
+    std::uint64_t any = 0;                          ///< OR of them
+    int level = 0;                                  ///< of the last entry read
+    bool complete = false;                          ///< a leaf was reached, nothing reserved was met
+    FaultCause cause = FaultCause::not_present;
+};
+
+/// One level, then those below: unrolled at compile time, so that every shift is a constant.
+template <PagingMode Mode, int Level, TableMemory Tables, class Trail>
+[[gnu::always_inline]] inline void descend(Tables& tables, Frame<typename Tables::Space> table,
+                                           const EntryRules& rules, LinearAddress address, Descent& way,
+                                           Trail& trail)
+{
+    const unsigned offset = Mode.index(address, Level) * Mode.entry_bytes;
+    const Pte<Mode> entry{tables.template load<EntryWord<Mode>>(table, offset)};
+    trail.entry(Level, table, offset, entry.raw());
+    way.level = Level;
+    if (!entry.present()) return;
+    const bool leaf = rules.is_leaf(entry.raw(), Level);
+    const auto& reserved = leaf ? rules.reserved_in_leaf : rules.reserved_in_table;
+    if ((entry.raw() & reserved[Level]) != 0) [[unlikely]] {
+        way.cause = FaultCause::reserved_bit;
+        return;
+    }
+    way.raw[Level] = entry.raw();
+    way.all &= entry.raw();
+    way.any |= entry.raw();
+    if constexpr (Level > 1) {
+        if (!leaf) {
+            const Frame<typename Tables::Space> next{entry.table_address() >> kPageShift};
+            descend<Mode, Level - 1>(tables, next, rules, address, way, trail);
+            return;
+        }
+    }
+    way.complete = true;
+}
+
+/// Sets what is missing of the accessed bits on the way and of the leaf's dirty bit. False if an entry
+/// changed since it was read.
+template <PagingMode Mode, TableMemory Tables>
+[[nodiscard, gnu::noinline]] bool set_ad_bits(Tables& tables, Frame<typename Tables::Space> table,
+                                              LinearAddress address, const Descent& way, bool make_dirty)
+{
+    for (int level = Mode.root_level(); level >= way.level; --level) {
+        const std::uint64_t raw = way.raw[static_cast<std::size_t>(level)];
+        std::uint64_t desired = raw | pte::kAccessed;
+        if (level == way.level && make_dirty) desired |= pte::kDirty;
+        const unsigned offset = Mode.index(address, level) * Mode.entry_bytes;
+        using Word = EntryWord<Mode>;
+        if (desired != raw &&
+            !tables.exchange(table, offset, static_cast<Word>(raw), static_cast<Word>(desired))) {
+            return false;
+        }
+        table = Frame<typename Tables::Space>{Pte<Mode>{raw}.table_address() >> kPageShift};
+    }
+    return true;
+}
 
 }  // namespace detail
 
 template <PagingMode Mode, TableMemory Tables, class Trail = NoTrail>
 [[nodiscard]] Result<Translation<typename Tables::Space>, PageFault> walk(
-    Tables& tables, const WalkRoot<typename Tables::Space>& root, const WalkRules& rules, Access access,
-    AdBits ad_bits, Trail&& trail = NoTrail{})
+    Tables& tables, const WalkRoot<typename Tables::Space>& root, const WalkRules& rules,
+    const Access& access, AdBits ad_bits, Trail&& trail = NoTrail{})
 {
     using Space = typename Tables::Space;
-    using Word = detail::EntryWord<Mode>;
-
-    const auto fault = [&](std::uint32_t more, FaultCause cause, int level) {
-        return PageFault{access.address, rules.control.access_bits(access) | more, cause,
-                         static_cast<std::uint8_t>(level)};
+    const LinearAddress address = access.address;
+    const auto fault = [&](std::uint32_t code, FaultCause cause, int level) {
+        return PageFault{address, code, cause, static_cast<std::uint8_t>(level)};
     };
 
-again:
-    Frame<Space> table = root.frame;
-    Rights rights;
-    std::uint64_t all_entries = ~std::uint64_t{0};  // AND: tells whether every accessed bit is set
-    std::array<detail::UsedEntry<Space>, kMaxLevels + 1> used;
-    int level = Mode.levels;
-
+    Frame<Space> top = root.frame;
     if constexpr (Mode.top_in_registers) {
-        const std::uint64_t pdpte = root.pdptes[Mode.index(access.address, level)];
-        trail.entry(level, Frame<Space>{}, Mode.index(access.address, level) * Mode.entry_bytes, pdpte);
-        if ((pdpte & pte::kPresent) == 0) return fault(0, FaultCause::not_present, level);
-        table = Frame<Space>{(pdpte & pte::kFrame) >> kPageShift};
-        --level;
-    }
-
-    for (;; --level) {
-        const unsigned offset = Mode.index(access.address, level) * Mode.entry_bytes;
-        const Pte<Mode> entry{tables.template load<Word>(table, offset)};
-        trail.entry(level, table, offset, entry.raw());
-        if (!entry.present()) return fault(0, FaultCause::not_present, level);
-        if (rules.entries.reserved_bit_set(entry.raw(), level)) {
-            return fault(pf::kPresent | pf::kReserved, FaultCause::reserved_bit, level);
+        const unsigned index = Mode.index(address, Mode.levels);
+        const std::uint64_t pdpte = root.pdptes[index];
+        trail.entry(Mode.levels, Frame<Space>{}, index * Mode.entry_bytes, pdpte);
+        if ((pdpte & pte::kPresent) == 0) {
+            return fault(rules.control.access_bits(access), FaultCause::not_present, Mode.levels);
         }
-        all_entries &= entry.raw();
-        used[static_cast<std::size_t>(level)] = {table, offset, entry.raw()};
-        if constexpr (Mode.has_nx) rights.no_execute |= entry.no_execute();
-        if (rules.entries.is_leaf(entry.raw(), level)) break;
-        table = Frame<Space>{entry.table_address() >> kPageShift};
-    }
-    const Pte<Mode> leaf{used[static_cast<std::size_t>(level)].raw};
-    rights.user = (all_entries & pte::kUser) != 0;
-    rights.writable = (all_entries & pte::kWritable) != 0;
-    rights.key = static_cast<std::uint8_t>(leaf.key());
-
-    if (const std::uint32_t code = denied(rights, rules.control, access)) {
-        return PageFault{access.address, code, FaultCause::rights, static_cast<std::uint8_t>(level)};
+        top = Frame<Space>{(pdpte & pte::kFrame) >> kPageShift};
     }
 
-    bool dirty = leaf.dirty();
-    const bool make_dirty = access.kind == AccessKind::write && !dirty;
-    if (ad_bits == AdBits::set && (make_dirty || (all_entries & pte::kAccessed) == 0)) [[unlikely]] {
-        for (int at = Mode.root_level(); at >= level; --at) {
-            const auto& [frame, offset, raw] = used[static_cast<std::size_t>(at)];
-            std::uint64_t desired = raw | pte::kAccessed;
-            if (at == level && make_dirty) desired |= pte::kDirty;
-            if (desired == raw) continue;
-            if (!tables.exchange(frame, offset, static_cast<Word>(raw), static_cast<Word>(desired)))
-                goto again;
+    for (;;) {
+        detail::Descent way;
+        detail::descend<Mode, Mode.root_level()>(tables, top, rules.entries, address, way, trail);
+        if (!way.complete) {
+            const bool reserved = way.cause == FaultCause::reserved_bit;
+            const std::uint32_t more = reserved ? pf::kPresent | pf::kReserved : 0;
+            return fault(rules.control.access_bits(access) | more, way.cause, way.level);
         }
-        dirty |= make_dirty;
+        const Pte<Mode> leaf{way.raw[static_cast<std::size_t>(way.level)]};
+        const Rights rights{(way.all & pte::kUser) != 0, (way.all & pte::kWritable) != 0,
+                            Mode.has_nx && (way.any & pte::kNoExecute) != 0,
+                            static_cast<std::uint8_t>(leaf.key())};
+        if (const std::uint32_t code = denied(rights, rules.control, access)) {
+            return fault(code, FaultCause::rights, way.level);
+        }
+        bool dirty = leaf.dirty();
+        const bool make_dirty = access.kind == AccessKind::write && !dirty;
+        const bool all_accessed = (way.all & pte::kAccessed) != 0;
+        if (ad_bits == AdBits::set && (make_dirty || !all_accessed)) [[unlikely]] {
+            if (!detail::set_ad_bits<Mode>(tables, top, address, way, make_dirty)) continue;
+            dirty |= make_dirty;
+        }
+        const unsigned shift = Mode.shift(way.level);
+        const std::uint64_t in_page = address.value() & ((std::uint64_t{1} << shift) - 1);
+        return Translation<Space>{Address<Space>{leaf.page_address(way.level) | in_page}, shift, rights,
+                                  dirty};
     }
-
-    const unsigned shift = Mode.shift(level);
-    const std::uint64_t in_page = access.address.value() & ((std::uint64_t{1} << shift) - 1);
-    return Translation<Space>{Address<Space>{leaf.page_address(level) | in_page}, shift, rights, dirty};
 }
 
 }  // namespace mmusim

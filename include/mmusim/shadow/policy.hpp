@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A shadow policy decides; the engine acts (reference/other_policies.md section 4). The engine asks on
-// slow paths alone: a write to a shadowed table, a flush by the guest. It never lets a policy write an
-// entry, so a policy can make a guest slow, but not wrong: what it may leave stale it has declared, and
-// the checkers hold it to that.
+// A shadow policy decides; the engine acts. The engine asks on slow paths alone, and never lets a policy
+// write an entry: a policy can make a guest slow, but not wrong. What it may leave stale it declares, and
+// the checkers hold it to that. So far two things are a policy's: what it declares once (what a shadow is
+// found again by, whether tables are write-protected), and what a flush of the guest does.
 //
-// Order of calls: `declared` is asked once, before anything else. `on_table_write` is asked in a page
-// fault, after the guest's own walk has permitted the access. `on_flush` is asked after the guest's
-// instruction has taken effect on its registers; new roots are loaded afterwards.
+// Order of calls: `declared` once, before anything else. `on_flush` after the guest's instruction has
+// taken effect on its registers; new roots are loaded afterwards.
 #pragma once
 
 #include <cstdint>
-
-#include <mmusim/words/address.hpp>
 
 namespace mmusim {
 
@@ -25,25 +22,13 @@ enum class ShadowKeying : std::uint8_t {
 /// What holds for a policy all the time.
 struct PolicyDeclaration {
     ShadowKeying keyed_by = ShadowKeying::frame_and_type;
-    /// Shadowed guest tables are read-only in every shadow: each write to one traps.
+    /// Shadowed guest tables are read-only in every shadow: each write to one traps, is emulated and
+    /// propagated.
     bool protects_tables = true;
     /// Bit n: entries shadowing level n may be stale until the guest flushes as the architecture demands.
     unsigned stale_levels = 0;
 
     [[nodiscard]] bool coherent() const { return stale_levels == 0; }
-};
-
-/// A write that trapped because its frame holds a shadowed table.
-struct TableWrite {
-    unsigned vcpu = 0;
-    LinearAddress address;
-    Gfn frame;
-    bool user_mode = false;
-};
-
-enum class TableWriteAnswer : std::uint8_t {
-    emulate,  ///< do the write for the guest, and propagate the entries that it changed
-    allow,    ///< map the page writable and let the guest write
 };
 
 /// An invalidation that the guest is entitled to.
@@ -65,7 +50,6 @@ public:
     virtual ~ShadowPolicy() = default;
 
     [[nodiscard]] virtual PolicyDeclaration declared() const = 0;
-    [[nodiscard]] virtual TableWriteAnswer on_table_write(const TableWrite& write) = 0;
     [[nodiscard]] virtual FlushAnswer on_flush(unsigned vcpu, GuestFlush flush) = 0;
 };
 

@@ -80,6 +80,8 @@ public:
     /// Shadows of tables in this guest frame (splinters left out), oldest first.
     [[nodiscard]] std::vector<ShadowId> of_frame(Gfn frame) const;
     [[nodiscard]] bool is_table(Gfn frame) const;
+    /// Whether it is shadowed as a table of another format.
+    [[nodiscard]] bool is_table_of_other(TableFormat format, Gfn frame) const;
 
     [[nodiscard]] std::uint64_t entry(ShadowSlot slot) const;
     /// The shadow that an entry above level 1 references; kNoShadow if it is not present.
@@ -97,20 +99,21 @@ public:
 
     /// All shadows alive, in order of their ids.
     [[nodiscard]] std::vector<ShadowId> all() const;
-    /// Whether the machine frame is one of the shadows' pages.
-    [[nodiscard]] bool owns(Mfn frame) const;
+    /// The shadow that the machine frame is a page of; kNoShadow if it is none's.
+    [[nodiscard]] ShadowId shadow_at(Mfn frame) const;
 
     /// Violated invariants of the books, as sentences. `roots` counts the root references by shadow.
     void audit(const std::function<std::uint32_t(ShadowId)>& roots,
                std::vector<std::string>& violations) const;
 
 private:
+    template <class Question>
+    [[nodiscard]] bool any_of_frame(Gfn frame, Question question) const;
     [[nodiscard]] Mfn frame_of(ShadowSlot slot) const
     {
         return shadows_[slot.shadow].frames[slot.index / 512];
     }
     void store(ShadowSlot slot, std::uint64_t entry);
-    [[nodiscard]] ShadowId owner_of(std::uint64_t entry) const;
     void drop_parent(ShadowId child, ShadowSlot slot);
     void track(std::uint64_t entry, ShadowSlot slot);
     void untrack(std::uint64_t entry, ShadowSlot slot);

@@ -17,6 +17,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -61,12 +62,14 @@ struct FaultAnswer {
 
 class ShadowEngine {
 public:
-    /// Shadows live in machine frames from `pool_first` upwards.
-    ShadowEngine(SparseMemory& machine, const P2m& p2m, const Cpuid& cpuid, unsigned vcpus,
-                 std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first);
+    /// The guest's RAM is in `machine`; shadows live in frames of `tables` from `pool_first` upwards.
+    ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
+                 unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first);
 
     /// The hardware could not translate `access` with the shadows.
     [[nodiscard]] FaultAnswer fault(unsigned vcpu, const GuestContext& guest, const Access& access);
+    /// An access of an instruction that is being emulated: the guest's own walk decides. Never `retry`.
+    [[nodiscard]] FaultAnswer emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access);
     /// The vCPU's root or paging mode has changed: finds or makes the shadows of its new root tables.
     void load_roots(unsigned vcpu, const GuestContext& guest);
     /// The guest has invalidated; `address` counts for GuestFlush::address and page_fault.
@@ -74,6 +77,11 @@ public:
     void count_invlpg() { ++counters_.invlpg; }
     /// A store done by emulation, within one frame: memory changes, and so do the shadows of its entries.
     void emulated_store(GuestPhysical at, std::span<const std::byte> bytes);
+    /// Whether a write of the guest to this frame would trap.
+    [[nodiscard]] bool traps_writes_to(Gfn frame) const
+    {
+        return declared_.protects_tables && cache_.is_table(frame);
+    }
     /// The content of a guest frame was changed from outside the guest.
     void forget(Gfn frame);
     /// Drops every shadow.
@@ -98,9 +106,11 @@ private:
     };
 
     void release_roots(Roots& roots);
+    /// Bytes [first, last] of a guest frame have changed: propagates their entries into the shadows of the
+    /// frame, those of `except` apart.
+    void revalidate(Gfn frame, unsigned first, unsigned last, std::optional<TableFormat> except);
     [[nodiscard]] bool keyed_by_position() const { return declared_.keyed_by == ShadowKeying::position; }
 
-    SparseMemory* machine_;
     const P2m* p2m_;
     Cpuid cpuid_;
     GuestMemory guest_memory_;

@@ -95,11 +95,13 @@ struct EntrySettings {
 struct EntryRules {
     std::array<std::uint64_t, kMaxLevels + 1> reserved_in_table{};
     std::array<std::uint64_t, kMaxLevels + 1> reserved_in_leaf{};
-    unsigned superpage_levels = 0;  ///< bit n: PS at level n makes a leaf
+    /// The bit that makes a present entry a leaf: P at level 1, PS where the level may map pages, none
+    /// elsewhere.
+    std::array<std::uint64_t, kMaxLevels + 1> leaf_bit{0, pte::kPresent, 0, 0, 0, 0};
 
     [[nodiscard]] constexpr bool is_leaf(std::uint64_t entry, int level) const
     {
-        return level == 1 || ((superpage_levels >> level & 1u) != 0 && (entry & pte::kPageSize) != 0);
+        return (entry & leaf_bit[static_cast<std::size_t>(level)]) != 0;
     }
     [[nodiscard]] constexpr bool reserved_bit_set(std::uint64_t entry, int level) const
     {

@@ -55,6 +55,8 @@ inline constexpr std::uint64_t kFfxsr = std::uint64_t{1} << 14;
 inline constexpr std::uint64_t kTce = std::uint64_t{1} << 15;
 }  // namespace efer
 
+inline constexpr std::uint32_t kPkrsMsr = 0x6e1;  ///< IA32_PKRS
+
 struct Registers {
     std::uint64_t cr0 = cr0::kEt;
     std::uint64_t cr3 = 0;

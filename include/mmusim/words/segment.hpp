@@ -2,9 +2,10 @@
 //
 // The segmentation unit: virtual (an offset in a segment) -> linear (SDM vol. 3A 3.4, 5.3, 5.4; vol. 1
 // 3.3.7.1 for canonical addresses). Outside 64-bit mode: base plus offset, modulo 2^32, with limit,
-// expand-down and null-selector checks. In 64-bit mode the segments are flat and only FS and GS have a
-// base; the check is that the linear address is canonical. A violation is #SS through SS, #GP through
-// the others. Types and privilege levels of descriptors are not modelled.
+// expand-down and null-selector checks. In 64-bit mode the segments are flat, only FS and GS have a base,
+// and nothing is checked here: whether the linear address is canonical is the machine's business. A
+// violation is #SS through SS, #GP through the others. Types and privilege levels of descriptors are not
+// modelled.
 #pragma once
 
 #include <array>
