@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The configuration of a replay: what the command's options and a configuration file can set. As JSON
+// (docs/configuration.md) it has a key for each member; a key that is not known, a value of the wrong type or
+// out of range is a ConfigError that names the key by its path.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <mmusim/machine/machine.hpp>
+#include <mmusim/p2m/p2m.hpp>
+#include <mmusim/shadow/policy_catalog.hpp>
+#include <mmusim/shadow/shadow_engine.hpp>
+
+namespace mmusim {
+
+struct ConfigError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct ReplayConfig {
+    TranslationMode mode = TranslationMode::shadow;
+    std::optional<P2mLayout> p2m;  ///< instead of the trace header's layout
+    std::string policy{kDefaultShadowPolicy};
+    Populate populate = Populate::leaf;
+    bool check = false;                  ///< verify the trace's expectations
+    std::uint64_t audit = 0;             ///< check all invariants every so many records; 0: never
+    std::uint64_t skip = 0;              ///< records that are replayed, but neither counted nor checked
+    std::optional<std::uint64_t> limit;  ///< stop after so many records beyond those skipped
+
+    friend bool operator==(const ReplayConfig&, const ReplayConfig&) = default;
+};
+
+/// The full configuration, with defaults, keys in a fixed order.
+[[nodiscard]] nlohmann::ordered_json to_json(const ReplayConfig& config);
+/// Applies the members of `document` on top of `config`. Throws ConfigError.
+void apply_document(ReplayConfig& config, const nlohmann::ordered_json& document);
+/// Applies one `key.path=value`; the value is JSON, or else a plain string. Throws ConfigError.
+void apply_setting(ReplayConfig& config, std::string_view setting);
+/// Reads a configuration file; // and /* */ comments are allowed. Throws ConfigError with the file's name.
+[[nodiscard]] nlohmann::ordered_json read_config_file(const std::string& path);
+
+}  // namespace mmusim

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Replays a trace on a machine, record by record: accesses are translated and done, registers loaded,
+// expectations compared, everything counted. An access counts once, however often its instruction is
+// started again.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <mmusim/machine/machine.hpp>
+#include <mmusim/replay/config.hpp>
+#include <mmusim/replay/statistics.hpp>
+#include <mmusim/trace/record.hpp>
+#include <mmusim/trace/trace_error.hpp>
+
+namespace mmusim {
+
+/// A record that makes no sense on the machine as it stands (a register value that no CPU holds, a
+/// linear address that is too wide, a mode that does not fit). Knows the key, not the place.
+struct RecordError : std::runtime_error {
+    RecordError(const std::string& message, std::string json_key)
+        : std::runtime_error{message}, key{std::move(json_key)}
+    {
+    }
+    std::string key;
+};
+
+/// An expectation that did not hold.
+struct Mismatch {
+    std::uint64_t record = 0;  ///< 1 is the first after the header
+    std::string expected;
+    std::string happened;
+};
+
+/// What `--audit` found.
+struct AuditFailure : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+class Replayer {
+public:
+    static constexpr std::size_t kMismatchesKept = 10;
+
+    /// Throws UnknownPolicy or LayoutError.
+    Replayer(const TraceHeader& header, const ReplayConfig& config, const ShadowPolicyCatalog& catalog);
+
+    /// Replays one record. Throws RecordError, and AuditFailure where an audit is due and finds something.
+    void replay(const Record& record);
+    /// Whether the limit of the configuration has been reached.
+    [[nodiscard]] bool finished() const;
+    /// Ends the last phase. Call once, after the last record.
+    void finish();
+
+    /// Of the records counted: those beyond `skip`.
+    [[nodiscard]] const Statistics& total() const { return total_; }
+    [[nodiscard]] const std::vector<Phase>& phases() const { return phases_; }
+    /// The first ones.
+    [[nodiscard]] const std::vector<Mismatch>& mismatches() const { return mismatches_; }
+
+    [[nodiscard]] Machine& machine() { return machine_; }
+    [[nodiscard]] const Machine& machine() const { return machine_; }
+
+    /// The operand that an access record stands for on the machine as it is now.
+    [[nodiscard]] Operand operand_of(const AccessRecord& access) const;
+
+private:
+    void replay_record(const AccessRecord& record);
+    void replay_record(const InstructionRecord& record);
+    void replay_record(const SetRecord& record);
+    void replay_record(const RegisterWriteRecord& record);
+    void replay_record(const InvlpgRecord& record);
+    void replay_record(const InvpcidRecord& record);
+    void replay_record(const PageRecord& record);
+    void replay_record(const PokeRecord& record);
+    void replay_record(const ExpectMemoryRecord& record);
+    void replay_record(const ResetRecord& record);
+    void replay_record(const MarkRecord& record);
+    void replay_record(const ShadowBlowRecord& record);
+    void replay_record(const EndRecord& record);
+
+    void count(AccessKind kind);
+    /// Counts, completes and checks one access whose translation is known.
+    void complete(const AccessRecord& access, const Placed& placed);
+    void fail(const AccessRecord& access, const Exception& exception);
+    void check_placed(const AccessRecord& access, const Placed& placed);
+    void check_content(const AccessRecord& access, const Placed& placed);
+    void check_exception(const std::optional<ExpectedFault>& expected,
+                         const std::optional<Exception>& happened);
+    /// Counts an expectation; `describe` gives what was expected and what happened, if it did not hold.
+    template <class Describe>
+    void check(bool holds, Describe describe);
+    /// The machine's counters, with those from before resets.
+    [[nodiscard]] Statistics counted() const;
+    void end_phase();
+
+    ReplayConfig config_;
+    TraceHeader header_;
+    Machine machine_;
+    bool checking_ = false;
+    std::uint64_t record_ = 0;           ///< number of the record under way
+    Statistics running_;                 ///< all that was counted here; the machine's own counters apart
+    Statistics before_resets_;           ///< the machine's counters that resets have ended
+    std::optional<Statistics> skipped_;  ///< what had been counted when skipping ended
+    Statistics phase_start_;
+    Statistics total_;
+    std::string phase_name_;
+    bool phase_has_records_ = false;
+    std::vector<Phase> phases_;
+    std::vector<Mismatch> mismatches_;
+    Execution execution_;
+    std::vector<Operand> operands_;
+};
+
+}  // namespace mmusim

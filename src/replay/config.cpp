@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mmusim/replay/config.hpp>
+
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace mmusim {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+[[noreturn]] void refuse(std::string_view key, std::string_view what)
+{
+    throw ConfigError(fmt::format("configuration key \"{}\": {}", key, what));
+}
+
+std::string string_of(const std::string& key, const Json& value)
+{
+    if (!value.is_string()) refuse(key, fmt::format("must be a string, but is {}", value.type_name()));
+    return value.get<std::string>();
+}
+
+std::uint64_t count_of(const std::string& key, const Json& value)
+{
+    if (!value.is_number_unsigned()) {
+        refuse(key, fmt::format("must be a whole number of 0 or more, but is {}", value.dump()));
+    }
+    return value.get<std::uint64_t>();
+}
+
+void set_mode(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    const std::string name = string_of(key, value);
+    const auto mode = parse_translation_mode(name);
+    if (!mode) {
+        refuse(key, fmt::format("'{}' is not one of shadow, 2-on-3, 3-on-3, 4-on-4, 5-on-5, native", name));
+    }
+    config.mode = *mode;
+}
+
+void set_p2m(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    const std::string text = string_of(key, value);
+    if (text == "header") {
+        config.p2m.reset();
+        return;
+    }
+    const auto layout = parse_p2m_layout(text);
+    if (!layout) {
+        refuse(key, fmt::format("'{}' is not one of header, identity, offset:FRAMES, shuffled:SEED", text));
+    }
+    config.p2m = *layout;
+}
+
+void set_populate(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    const std::string name = string_of(key, value);
+    if (name == "leaf") {
+        config.populate = Populate::leaf;
+    } else if (name == "step") {
+        config.populate = Populate::step;
+    } else {
+        refuse(key, fmt::format("'{}' is not one of leaf, step", name));
+    }
+}
+
+void set_check(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    if (!value.is_boolean()) refuse(key, fmt::format("must be true or false, but is {}", value.dump()));
+    config.check = value.get<bool>();
+}
+
+struct Key {
+    const char* path;
+    void (*set)(ReplayConfig&, const std::string& key, const Json& value);
+};
+
+constexpr std::array<Key, 8> kKeys{{
+    {"mode", set_mode},
+    {"p2m", set_p2m},
+    {"policy",
+     [](auto& config, const auto& key, const auto& value) { config.policy = string_of(key, value); }},
+    {"shadow.populate", set_populate},
+    {"check", set_check},
+    {"audit", [](auto& config, const auto& key, const auto& value) { config.audit = count_of(key, value); }},
+    {"skip", [](auto& config, const auto& key, const auto& value) { config.skip = count_of(key, value); }},
+    {"limit",
+     [](auto& config, const auto& key, const auto& value) {
+         config.limit = value.is_null() ? std::nullopt : std::optional{count_of(key, value)};
+     }},
+}};
+
+/// JSON with comments. nlohmann keeps the last of two equal keys; here they are an error.
+template <class Input>
+Json parsed(Input&& input)
+{
+    std::vector<std::set<std::string>> seen;
+    const auto refuse_duplicates = [&](int, Json::parse_event_t event, Json& key) {
+        if (event == Json::parse_event_t::object_start) seen.emplace_back();
+        if (event == Json::parse_event_t::object_end) seen.pop_back();
+        if (event == Json::parse_event_t::key && !seen.back().insert(key.get<std::string>()).second) {
+            refuse(key.get<std::string>(), "stands twice in one object");
+        }
+        return true;
+    };
+    return Json::parse(std::forward<Input>(input), refuse_duplicates, true, true);
+}
+
+void apply_at(ReplayConfig& config, const std::string& path, const Json& value)
+{
+    for (const Key& key : kKeys) {
+        if (path == key.path) return key.set(config, path, value);
+    }
+    const bool inner = path.empty() || path == "shadow";
+    if (!inner) refuse(path, "is not known; `mmusim config --print` shows all keys");
+    if (!value.is_object()) refuse(path, fmt::format("must be an object, but is {}", value.type_name()));
+    for (const auto& [name, member] : value.items()) {
+        apply_at(config, path.empty() ? name : path + '.' + name, member);
+    }
+}
+
+}  // namespace
+
+nlohmann::ordered_json to_json(const ReplayConfig& config)
+{
+    return Json{
+        {"mode", name_of(config.mode)},
+        {"p2m", config.p2m ? to_string(*config.p2m) : "header"},
+        {"policy", config.policy},
+        {"shadow", {{"populate", config.populate == Populate::leaf ? "leaf" : "step"}}},
+        {"check", config.check},
+        {"audit", config.audit},
+        {"skip", config.skip},
+        {"limit", config.limit ? Json(*config.limit) : Json(nullptr)},
+    };
+}
+
+void apply_document(ReplayConfig& config, const nlohmann::ordered_json& document)
+{
+    apply_at(config, {}, document);
+}
+
+void apply_setting(ReplayConfig& config, std::string_view setting)
+{
+    const auto equals = setting.find('=');
+    if (equals == std::string_view::npos || equals == 0) {
+        throw ConfigError(fmt::format("'{}' is not of the form key.path=value", setting));
+    }
+    const std::string text{setting.substr(equals + 1)};
+    Json value = Json::accept(text) ? parsed(text) : Json(text);
+    apply_at(config, std::string{setting.substr(0, equals)}, value);
+}
+
+nlohmann::ordered_json read_config_file(const std::string& path)
+{
+    if (std::filesystem::is_directory(path)) throw ConfigError(fmt::format("{}: is a directory", path));
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw ConfigError(fmt::format("{}: can't be read", path));
+    try {
+        return parsed(file);
+    } catch (const nlohmann::json::exception& error) {
+        throw ConfigError(fmt::format("{}: {}", path, error.what()));
+    } catch (const ConfigError& error) {
+        throw ConfigError(fmt::format("{}: {}", path, error.what()));
+    }
+}
+
+}  // namespace mmusim

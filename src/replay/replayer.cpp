@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mmusim/replay/replayer.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace mmusim {
+
+namespace {
+
+MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& config,
+                             const ShadowPolicyCatalog& catalog)
+{
+    MachineConfig machine;
+    machine.cpuid = header.cpuid;
+    machine.vcpus = header.vcpus;
+    machine.ram = header.ram;
+    machine.p2m = config.p2m.value_or(header.p2m);
+    machine.mode = config.mode;
+    machine.policy = catalog.find(config.policy);
+    machine.populate = config.populate;
+    return machine;
+}
+
+std::string describe(const Exception& exception)
+{
+    if (exception.vector == Vector::page_fault) {
+        return fmt::format("#PF, error code {:#x} ({}), CR2 {}", exception.error_code,
+                           describe_error_code(exception.error_code), exception.address);
+    }
+    return fmt::format("{}: {}", name_of(exception.vector), exception.why);
+}
+
+std::string describe(const ExpectedFault& fault)
+{
+    if (fault.vector != Vector::page_fault) return std::string{name_of(fault.vector)};
+    return fmt::format("#PF, error code {:#x} ({})", fault.error_code, describe_error_code(fault.error_code));
+}
+
+/// Memory as a number where it is one, else as bytes.
+std::string describe(std::span<const std::byte> bytes)
+{
+    std::uint64_t value = 0;
+    if (bytes.size() <= sizeof value) {
+        std::memcpy(&value, bytes.data(), bytes.size());
+        return fmt::format("{:#x}", value);
+    }
+    std::string text;
+    for (const std::byte byte : bytes) text += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
+    return text;
+}
+
+std::array<std::byte, 8> bytes_of(std::uint64_t value)
+{
+    std::array<std::byte, 8> bytes;
+    std::memcpy(bytes.data(), &value, sizeof value);
+    return bytes;
+}
+
+std::uint64_t low_bits(unsigned bytes)
+{
+    return bytes >= 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << (8 * bytes)) - 1;
+}
+
+/// A linear address or an offset as the record has it, if the machine has addresses so wide.
+std::uint64_t address_within(std::uint64_t address, const Registers& registers, const char* key)
+{
+    if (!registers.long_mode() && address >> 32 != 0) {
+        throw RecordError(fmt::format("{:#x} has more than 32 bits, outside long mode", address), key);
+    }
+    return address;
+}
+
+}  // namespace
+
+Replayer::Replayer(const TraceHeader& header, const ReplayConfig& config, const ShadowPolicyCatalog& catalog)
+    : config_{config}, header_{header}, machine_{machine_config(header, config, catalog)}
+{
+}
+
+void Replayer::replay(const Record& record)
+{
+    if (std::holds_alternative<EndRecord>(record)) return;  // says that the trace is whole; no event
+    if (!skipped_ && record_ == config_.skip) {
+        skipped_ = phase_start_ = counted();
+        checking_ = config_.check;
+    }
+    ++record_;
+    if (skipped_) {
+        ++running_.records;
+        if (!std::holds_alternative<MarkRecord>(record)) phase_has_records_ = true;
+    }
+    try {
+        std::visit([this](const auto& one) { replay_record(one); }, record);
+    } catch (const ModeMismatch& error) {
+        throw RecordError(error.what(), {});
+    }
+    if (config_.audit != 0 && record_ % config_.audit == 0) {
+        if (const auto violations = machine_.audit(); !violations.empty()) {
+            throw AuditFailure(fmt::format("after record {}: {} violated invariants, the first: {}", record_,
+                                           violations.size(), violations.front()));
+        }
+    }
+}
+
+bool Replayer::finished() const
+{
+    return config_.limit && record_ >= config_.skip && record_ - config_.skip >= *config_.limit;
+}
+
+void Replayer::finish()
+{
+    if (!skipped_) skipped_ = phase_start_ = counted();
+    end_phase();
+    total_ = counted().since(*skipped_);
+}
+
+Statistics Replayer::counted() const
+{
+    Statistics now = running_;
+    now.add(before_resets_);
+    Statistics machine;
+    machine.hardware = machine_.counters();
+    if (machine_.shadow() != nullptr) machine.shadow = machine_.shadow()->counters();
+    now.add(machine);
+    return now;
+}
+
+void Replayer::end_phase()
+{
+    if (!phase_has_records_) return;
+    phases_.push_back({phase_name_, counted().since(phase_start_)});
+}
+
+template <class Describe>
+void Replayer::check(bool holds, Describe describe)
+{
+    ++running_.checks.checked;
+    if (holds) return;
+    ++running_.checks.mismatched;
+    if (mismatches_.size() >= kMismatchesKept) return;
+    auto [expected, happened] = describe();
+    mismatches_.push_back({record_, std::move(expected), std::move(happened)});
+}
+
+// --- accesses ----------------------------------------------------------------------------------------
+
+Operand Replayer::operand_of(const AccessRecord& access) const
+{
+    const Registers& registers = machine_.registers(access.vcpu);
+    Operand operand;
+    operand.bytes = access.bytes;
+    operand.kind = access.rmw ? AccessKind::write : access.kind;
+    operand.implicit = access.implicit;
+    operand.user_mode = access.cpl.value_or(registers.cpl) == 3 && !access.implicit;
+    if (access.segment) {
+        operand.segmented = {*access.segment,
+                             VirtualAddress{address_within(access.address, registers, "va")}};
+    } else {
+        operand.address = LinearAddress{address_within(access.address, registers, "la")};
+    }
+    return operand;
+}
+
+void Replayer::count(AccessKind kind)
+{
+    switch (kind) {
+    case AccessKind::fetch: ++running_.accesses.fetch; break;
+    case AccessKind::read: ++running_.accesses.read; break;
+    case AccessKind::write: ++running_.accesses.write; break;
+    }
+}
+
+void Replayer::replay_record(const AccessRecord& record)
+{
+    const auto placed = machine_.access(record.vcpu, operand_of(record));
+    count(record.kind);
+    if (placed) {
+        complete(record, *placed);
+    } else {
+        fail(record, placed.error());
+    }
+}
+
+void Replayer::replay_record(const InstructionRecord& record)
+{
+    operands_.clear();
+    operands_.push_back(operand_of(record.fetch));
+    for (const AccessRecord& access : record.operands) operands_.push_back(operand_of(access));
+    const bool by_block = header_.fetch == TraceHeader::Fetch::block;
+    machine_.execute(record.fetch.vcpu, operands_, by_block ? Restart::operand : Restart::instruction,
+                     execution_);
+
+    const auto access_at = [&](std::size_t i) -> const AccessRecord& {
+        return i == 0 ? record.fetch : record.operands[i - 1];
+    };
+    const bool completed = !execution_.fault;
+    for (std::size_t i = 0; i < execution_.placed.size(); ++i) {
+        const AccessRecord& access = access_at(i);
+        count(access.kind);
+        // What an instruction that faults has found so far is checked; memory does not change.
+        if (completed) {
+            complete(access, execution_.placed[i]);
+        } else if (checking_) {
+            check_placed(access, execution_.placed[i]);
+            check_content(access, execution_.placed[i]);
+        }
+    }
+    if (!completed) {
+        const AccessRecord& access = access_at(execution_.placed.size());
+        count(access.kind);
+        fail(access, *execution_.fault);
+    }
+}
+
+void Replayer::complete(const AccessRecord& access, const Placed& placed)
+{
+    if (checking_) {
+        check_placed(access, placed);
+        check_content(access, placed);
+    }
+    if (access.kind == AccessKind::write && !access.content.empty()) {
+        machine_.store(placed, {access.content.data(), access.content.size()});
+    }
+}
+
+void Replayer::fail(const AccessRecord& access, const Exception& exception)
+{
+    if (exception.vector == Vector::page_fault) ++running_.guest_faults;
+    if (!checking_) return;
+    if (access.fault) check_exception(access.fault, exception);
+    const auto missing = [&](std::string expected) {
+        check(false, [&] { return std::pair{std::move(expected), describe(exception)}; });
+    };
+    if (access.gpa) missing(fmt::format("guest-physical address {:#x}", *access.gpa));
+    if (access.gpa2) missing(fmt::format("second guest-physical address {:#x}", *access.gpa2));
+    if (access.kind == AccessKind::read && !access.content.empty()) {
+        missing(fmt::format("content {}", describe(std::span{access.content.data(), access.content.size()})));
+    }
+}
+
+void Replayer::check_placed(const AccessRecord& access, const Placed& placed)
+{
+    const GuestPhysical first = placed.parts[0].address;
+    if (access.fault) check_exception(access.fault, std::nullopt);
+    if (access.gpa) {
+        check(first.value() == *access.gpa, [&] {
+            return std::pair{fmt::format("guest-physical address {:#x}", *access.gpa),
+                             fmt::format("{}", first)};
+        });
+    }
+    if (access.gpa2) {
+        const GuestPhysical second = placed.parts[1].address;
+        check(placed.count == 2 && second.value() == *access.gpa2, [&] {
+            return std::pair{fmt::format("second guest-physical address {:#x}", *access.gpa2),
+                             placed.count == 2 ? fmt::format("{}", second) : "no second page"};
+        });
+    }
+}
+
+void Replayer::check_content(const AccessRecord& access, const Placed& placed)
+{
+    if (access.kind != AccessKind::read || access.content.empty()) return;
+    std::array<std::byte, kMaxAccessBytes> storage;
+    const std::span found{storage.data(), access.content.size()};
+    machine_.load(placed, found);
+    check(std::equal(found.begin(), found.end(), access.content.begin()), [&] {
+        return std::pair{
+            fmt::format("content {}", describe(std::span{access.content.data(), access.content.size()})),
+            describe(found)};
+    });
+}
+
+void Replayer::check_exception(const std::optional<ExpectedFault>& expected,
+                               const std::optional<Exception>& happened)
+{
+    if (!expected && !happened) return;
+    const auto what_happened = [&] { return happened ? describe(*happened) : "no fault"; };
+    if (!expected) {
+        check(false, [&] { return std::pair{std::string{"no fault"}, what_happened()}; });
+        return;
+    }
+    const bool is_page_fault = expected->vector == Vector::page_fault;
+    const bool same = happened && happened->vector == expected->vector &&
+                      (!is_page_fault || happened->error_code == expected->error_code);
+    check(same, [&] { return std::pair{describe(*expected), what_happened()}; });
+    if (expected->cr2) {
+        const bool has_cr2 = happened && happened->vector == Vector::page_fault;
+        check(has_cr2 && happened->address.value() == *expected->cr2, [&] {
+            return std::pair{fmt::format("CR2 {:#x}", *expected->cr2), what_happened()};
+        });
+    }
+}
+
+// --- registers ---------------------------------------------------------------------------------------
+
+void Replayer::replay_record(const SetRecord& record)
+{
+    Registers registers = machine_.registers(record.vcpu);
+    const auto load = [](auto& target, const auto& value) {
+        if (value) target = *value;
+    };
+    load(registers.cr0, record.cr0);
+    load(registers.cr3, record.cr3);
+    load(registers.cr4, record.cr4);
+    load(registers.efer, record.efer);
+    load(registers.pkru, record.pkru);
+    load(registers.pkrs, record.pkrs);
+    load(registers.cpl, record.cpl);
+    load(registers.ac, record.ac);
+    for (const SegmentUpdate& update : record.segments) {
+        SegmentRegister& segment = registers.segments[update.segment];
+        load(segment.base, update.base);
+        load(segment.limit, update.limit);
+        load(segment.null, update.null);
+        load(segment.expand_down, update.expand_down);
+        load(segment.big, update.big);
+    }
+    if (const auto refusal = machine_.set_registers(record.vcpu, registers)) {
+        throw RecordError(fmt::format("no CPU holds these register values: {}", refusal->why), {});
+    }
+}
+
+void Replayer::replay_record(const RegisterWriteRecord& record)
+{
+    using Target = RegisterWriteRecord::Target;
+    std::optional<Exception> exception;
+    switch (record.target) {
+    case Target::cr0: exception = machine_.mov_cr0(record.vcpu, record.value); break;
+    case Target::cr3: exception = machine_.mov_cr3(record.vcpu, record.value); break;
+    case Target::cr4: exception = machine_.mov_cr4(record.vcpu, record.value); break;
+    case Target::msr: exception = machine_.wrmsr(record.vcpu, record.msr, record.value); break;
+    case Target::pkru:
+        exception = machine_.wrpkru(record.vcpu, static_cast<std::uint32_t>(record.value));
+        break;
+    case Target::cpl: machine_.set_cpl(record.vcpu, static_cast<std::uint8_t>(record.value)); break;
+    case Target::ac: machine_.set_ac(record.vcpu, record.value != 0); break;
+    }
+    if (checking_) check_exception(record.fault, exception);
+}
+
+void Replayer::replay_record(const InvlpgRecord& record)
+{
+    const Registers& registers = machine_.registers(record.vcpu);
+    const LinearAddress address{address_within(record.address, registers, "la")};
+    const auto exception = machine_.invlpg(record.vcpu, address);
+    if (checking_) check_exception(record.fault, exception);
+}
+
+void Replayer::replay_record(const InvpcidRecord& record)
+{
+    const Registers& registers = machine_.registers(record.vcpu);
+    const LinearAddress address{address_within(record.address, registers, "la")};
+    const auto exception = machine_.invpcid(record.vcpu, record.type, record.pcid, address);
+    if (checking_) check_exception(record.fault, exception);
+}
+
+// --- memory ------------------------------------------------------------------------------------------
+
+void Replayer::replay_record(const PageRecord& record)
+{
+    if (record.entries.empty()) {
+        machine_.clear_frame(record.gfn);
+        return;
+    }
+    std::array<std::byte, kPageBytes> content{};
+    for (const auto& [index, value] : record.entries) {
+        std::memcpy(content.data() + std::size_t{index} * record.width, &value, record.width);
+    }
+    machine_.poke(record.gfn.address(), content);
+}
+
+void Replayer::replay_record(const PokeRecord& record)
+{
+    const auto bytes = bytes_of(record.value);
+    machine_.poke(record.gpa, std::span{bytes}.first(record.bytes));
+}
+
+void Replayer::replay_record(const ExpectMemoryRecord& record)
+{
+    if (!checking_) return;
+    std::array<std::byte, 8> bytes{};
+    machine_.peek(record.gpa, std::span{bytes}.first(record.bytes));
+    std::uint64_t found = 0;
+    std::memcpy(&found, bytes.data(), sizeof found);
+    const std::uint64_t compared = low_bits(record.bytes) & ~record.ignore;
+    check(((found ^ record.value) & compared) == 0, [&] {
+        return std::pair{
+            fmt::format("{:#x} in memory at {}, {:#x} ignored", record.value, record.gpa, record.ignore),
+            fmt::format("{:#x}", found)};
+    });
+}
+
+void Replayer::replay_record(const ResetRecord&)
+{
+    Statistics machine;
+    machine.hardware = machine_.counters();
+    if (machine_.shadow() != nullptr) machine.shadow = machine_.shadow()->counters();
+    before_resets_.add(machine);
+    machine_.reset();
+}
+
+void Replayer::replay_record(const ShadowBlowRecord&)
+{
+    machine_.blow_shadows();
+}
+
+void Replayer::replay_record(const MarkRecord& record)
+{
+    if (skipped_) {
+        end_phase();
+        phase_start_ = counted();
+        phase_has_records_ = true;  // a phase with a name is there even if it is empty
+    }
+    phase_name_ = record.name;
+}
+
+void Replayer::replay_record(const EndRecord&) {}  // not reached
+
+}  // namespace mmusim

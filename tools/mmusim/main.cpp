@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The command line: verbs and options with their help. Exit codes: 0 done, 1 an expectation in the
+// trace did not hold, 2 bad usage, configuration or input.
+#include <cerrno>
+#include <charconv>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <map>
+#include <new>
+#include <string>
+#include <string_view>
+#include <system_error>
+
+#include <fmt/core.h>
+#include <CLI/CLI.hpp>
+
+#include "verbs.hpp"
+
+namespace {
+
+namespace tool = mmusim::tool;
+
+/// CLI11 would take "-1" for the largest number, and what is too large for the largest too.
+std::string refuse_number(const std::string& text)
+{
+    std::string_view digits = text;
+    const bool hex = digits.starts_with("0x") || digits.starts_with("0X");
+    if (hex) digits.remove_prefix(2);
+    std::uint64_t value = 0;
+    const auto [end, error] =
+        std::from_chars(digits.data(), digits.data() + digits.size(), value, hex ? 16 : 10);
+    const bool whole = error == std::errc{} && end == digits.data() + digits.size();
+    return whole ? std::string{} : fmt::format("'{}' is not a whole number from 0 to 2^64 - 1", text);
+}
+
+void add_config_options(CLI::App& verb, tool::ConfigOptions& options)
+{
+    verb.add_option("--mode", options.mode, "shadow (default), 2-on-3, 3-on-3, 4-on-4, 5-on-5 or native")
+        ->type_name("MODE");
+    verb.add_option("--p2m", options.p2m,
+                    "instead of the header's layout: identity, offset:FRAMES or shuffled:SEED")
+        ->type_name("LAYOUT");
+    verb.add_option("--policy", options.policy, "shadow policy; `mmusim policies` lists them")
+        ->type_name("NAME");
+    verb.add_option("--set", options.settings, "any key of the configuration; repeatable")
+        ->type_name("KEY.PATH=VALUE")
+        ->expected(1)
+        ->take_all();
+    verb.add_option("--config", options.file, "configuration file (JSON); options on the command line win")
+        ->type_name("FILE");
+}
+
+void add_replay_options(CLI::App& verb, tool::ConfigOptions& options)
+{
+    verb.add_flag("--check", options.check, "verify every expectation; print the first ten that do not hold");
+    const auto add_count = [&](const char* name, std::optional<std::uint64_t>& value, const char* help) {
+        verb.add_option(name, value, help)->check(refuse_number)->type_name("N");
+    };
+    add_count("--audit", options.audit, "check all invariants every N records");
+    add_count("--limit", options.limit, "replay N records (beyond those skipped)");
+    add_count("--skip", options.skip, "replay the first N records without counting or checking them");
+}
+
+/// The exit code, once everything that was printed has arrived.
+int finished(int code)
+{
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+        throw std::system_error(errno, std::generic_category(), "standard output");
+    }
+    return code;
+}
+
+/// Without a verb, or without the second word of one.
+int no_verb(const char* command)
+{
+    fmt::print(stderr, "mmusim: no verb; `{} --help` lists them\n", command);
+    return tool::kBadInput;
+}
+
+}  // namespace
+
+int main(int argc, char** argv)
+try {
+    CLI::App app{"mmusim: simulates the x86 MMU, with real pagetables, and shadow paging on top", "mmusim"};
+    app.require_subcommand(0, 1);
+    app.footer("mmusim VERB --help shows the options of a verb, with examples.");
+
+    tool::ReplayOptions replay;
+    CLI::App* replay_verb = app.add_subcommand("replay", "Replay a trace of memory accesses");
+    replay_verb
+        ->add_option("trace", replay.trace, "trace file (.jsonl, .json, each also .zst; - is standard input)")
+        ->required();
+    add_config_options(*replay_verb, replay.config);
+    add_replay_options(*replay_verb, replay.config);
+    replay_verb->add_option("--stats", replay.stats, "write the statistics document (-: standard output)")
+        ->type_name("FILE");
+    replay_verb->footer(
+        "Examples:\n"
+        "  mmusim replay traces/linux-6.1-amd64-4level.jsonl.zst --check\n"
+        "  mmusim replay traces/linux-6.1-686pae-pae.jsonl.zst --mode 3-on-3 --policy tlb-like --p2m "
+        "shuffled:7\n"
+        "  mmusim replay traces/linux-6.1-686-2level.jsonl.zst --set shadow.populate=step --stats -");
+
+    tool::WalkOptions walk;
+    const std::map<std::string, mmusim::AccessKind> kinds{{"read", mmusim::AccessKind::read},
+                                                          {"write", mmusim::AccessKind::write},
+                                                          {"fetch", mmusim::AccessKind::fetch}};
+    CLI::App* walk_verb = app.add_subcommand("walk", "Explain one translation, level by level");
+    walk_verb->add_option("trace", walk.trace, "trace file")->required();
+    walk_verb->add_option("--at", walk.record, "the access of this record (1 is the first after the header)")
+        ->check(refuse_number)
+        ->type_name("RECORD");
+    walk_verb->add_option("--la", walk.address, "a linear address: at the trace's end, or before record --at")
+        ->check(refuse_number)
+        ->type_name("ADDRESS");
+    walk_verb->add_option("--kind", walk.kind, "of the access to --la: read (default), write or fetch")
+        ->transform(CLI::CheckedTransformer(kinds))
+        ->type_name("KIND")
+        ->option_text("KIND");
+    walk_verb->add_option("--cpl", walk.cpl, "privilege level of the access to --la (default: the vCPU's)")
+        ->check(CLI::Range(0, 3))
+        ->type_name("CPL")
+        ->option_text("0..3");
+    walk_verb->add_option("--vcpu", walk.vcpu, "vCPU of the access to --la (default: 0)")
+        ->check(refuse_number)
+        ->type_name("N");
+    add_config_options(*walk_verb, walk.config);
+    walk_verb->footer(
+        "Examples:\n"
+        "  mmusim walk traces/linux-6.1-amd64-4level.jsonl.zst --at 170\n"
+        "  mmusim walk traces/linux-6.1-amd64-4level.jsonl.zst --la 0xffffffff81000000 --kind write --cpl 3\n"
+        "  mmusim walk traces/linux-6.1-686-2level.jsonl.zst --at 50000 --p2m offset:0x100000 --policy "
+        "tlb-like");
+
+    std::string trace;
+    CLI::App* trace_verb = app.add_subcommand("trace", "Look at a trace without replaying it");
+    trace_verb->require_subcommand(0, 1);
+    CLI::App* info_verb = trace_verb->add_subcommand("info", "Show the header and count the records");
+    info_verb->add_option("trace", trace, "trace file")->required();
+    info_verb->footer("Example:\n  mmusim trace info traces/linux-6.1-amd64-4level.jsonl.zst");
+    CLI::App* validate_verb = trace_verb->add_subcommand("validate", "Check the form of every record");
+    validate_verb->add_option("trace", trace, "trace file")->required();
+    validate_verb->footer("Example:\n  mmusim trace validate traces/linux-6.1-686-2level.jsonl.zst");
+    trace_verb->footer("Example:\n  mmusim trace info traces/linux-6.1-amd64-4level.jsonl.zst");
+
+    CLI::App* policies_verb = app.add_subcommand("policies", "List the shadow policies");
+    policies_verb->footer("Example:\n  mmusim policies");
+
+    tool::ConfigOptions config;
+    bool print = false;
+    CLI::App* config_verb = app.add_subcommand("config", "Show the effective configuration");
+    config_verb->add_flag("--print", print, "print it, with defaults, as JSON")->required();
+    add_config_options(*config_verb, config);
+    add_replay_options(*config_verb, config);
+    config_verb->footer("Example:\n  mmusim config --print --mode native --set audit=1000");
+
+    CLI::App* version_verb = app.add_subcommand("version", "Show the version");
+    version_verb->footer("Example:\n  mmusim version");
+
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+        return app.exit(error) == 0 ? tool::kDone : tool::kBadInput;
+    }
+    if (*replay_verb) return finished(tool::replay(replay));
+    if (*walk_verb) return finished(tool::walk(walk));
+    if (*info_verb) return finished(tool::trace_info(trace));
+    if (*validate_verb) return finished(tool::trace_validate(trace));
+    if (*policies_verb) return finished(tool::policies());
+    if (*config_verb) return finished(tool::config_print(config));
+    if (*version_verb) return finished(tool::version());
+    return no_verb(*trace_verb ? "mmusim trace" : "mmusim");
+} catch (const std::bad_alloc&) {
+    fmt::print(stderr, "mmusim: out of memory\n");
+    return mmusim::tool::kBadInput;
+} catch (const std::exception& error) {
+    fmt::print(stderr, "mmusim: {}\n", error.what());
+    return mmusim::tool::kBadInput;
+}

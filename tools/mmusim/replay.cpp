@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mmusim/replay/replayer.hpp>
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <system_error>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <mmusim/replay/statistics.hpp>
+#include <mmusim/trace/trace_reader.hpp>
+
+#include "sha256.hpp"
+#include "text.hpp"
+#include "verbs.hpp"
+
+namespace mmusim::tool {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start)
+{
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// From /proc: getrusage would include the peak of the program that started this one.
+std::uint64_t peak_memory_bytes()
+{
+    std::ifstream status("/proc/self/status");
+    for (std::string word; status >> word;) {
+        std::uint64_t kibibytes = 0;
+        if (word == "VmHWM:" && status >> kibibytes) return kibibytes * 1024;
+    }
+    return 0;
+}
+
+/// A line on the terminal that says how far the replay is; nothing anywhere else.
+class Progress {
+public:
+    Progress() = default;
+    Progress(const Progress&) = delete;
+    Progress& operator=(const Progress&) = delete;
+    ~Progress()
+    {
+        if (shown_) fmt::print(stderr, "\r\033[K");
+    }
+    void show(std::uint64_t records)
+    {
+        if (!terminal_ || records % kEvery != 0) return;
+        fmt::print(stderr, "\r{} records", grouped(records));
+        shown_ = true;
+    }
+
+private:
+    static constexpr std::uint64_t kEvery = 1 << 18;
+    bool terminal_ = isatty(STDERR_FILENO) == 1;
+    bool shown_ = false;
+};
+
+/// What a replay ended with, besides its counts.
+struct Ending {
+    std::string error;  ///< why the trace was not replayed to its end
+    int code = kDone;
+};
+
+Ending run(TraceReader& reader, Replayer& replayer)
+{
+    Progress progress;
+    Record record;
+    try {
+        while (!replayer.finished() && reader.next(record)) {
+            replayer.replay(record);
+            progress.show(reader.records());
+        }
+    } catch (const TraceError& error) {
+        return {error.what(), kBadInput};
+    } catch (const RecordError& error) {
+        return {TraceError(reader.place(), error.what(), error.key).what(), kBadInput};
+    } catch (const AuditFailure& error) {
+        return {fmt::format("audit {}", error.what()), kExpectationFailed};
+    }
+    return {};
+}
+
+void print_mismatches(std::FILE* out, const Replayer& replayer)
+{
+    for (const Mismatch& mismatch : replayer.mismatches()) {
+        fmt::print(out, "mismatch at record {}: expected {}; happened: {}\n", mismatch.record,
+                   mismatch.expected, mismatch.happened);
+    }
+    const std::uint64_t more = replayer.total().checks.mismatched - replayer.mismatches().size();
+    if (more > 0) fmt::print(out, "... and {} more\n", grouped(more));
+}
+
+void print_summary(std::FILE* out, const TraceHeader& header, const ReplayConfig& config,
+                   const StatisticsDocument& document)
+{
+    const Statistics& total = document.total;
+    const auto line = [&](std::string_view name, const std::string& text) {
+        fmt::print(out, "{:<15}{}\n", name, text);
+    };
+    line("trace", fmt::format("{}, {} records{}", header.name, grouped(total.records),
+                              document.complete ? "" : " (incomplete)"));
+    line("mode", document.shadow ? fmt::format("{}, policy {}, P2M {}", name_of(config.mode), config.policy,
+                                               to_string(config.p2m.value_or(header.p2m)))
+                                 : std::string{name_of(config.mode)});
+    const auto& accesses = total.accesses;
+    line("accesses", fmt::format("{}: {} fetches, {} reads, {} writes", grouped(accesses.total()),
+                                 grouped(accesses.fetch), grouped(accesses.read), grouped(accesses.write)));
+    line("guest faults", fmt::format("{} page faults", grouped(total.guest_faults)));
+    line("walks", fmt::format("{} by hardware, {} table entries read", grouped(total.hardware.walks),
+                              grouped(total.hardware.memory_references)));
+    if (document.shadow) {
+        const ShadowCounters& shadow = total.shadow;
+        line("shadow faults",
+             fmt::format("{}: {} fixed, {} the guest's, {} writes to tables emulated", grouped(shadow.fault),
+                         grouped(shadow.fault_fixed), grouped(shadow.fault_bail_real_fault),
+                         grouped(shadow.fault_emulate_write)));
+        line("shadow pages", fmt::format("{} of 4 KiB in use at the end", grouped(shadow.alloc_count)));
+    }
+    if (config.check) {
+        line("checks", fmt::format("{} expectations, {} mismatches", grouped(total.checks.checked),
+                                   grouped(total.checks.mismatched)));
+    }
+    const double seconds = document.host.seconds;
+    line("speed", fmt::format("{:.3f} s, {:.2f} million accesses/s", seconds,
+                              seconds > 0 ? static_cast<double>(accesses.total()) / seconds / 1e6 : 0.0));
+}
+
+/// Where the statistics document goes: opened before the replay, so that a bad path is known at once, and
+/// an older document does not stay when the replay fails.
+class StatisticsFile {
+public:
+    explicit StatisticsFile(const std::string& path) : path_{path}
+    {
+        if (wanted() && !to_stdout()) file_.open(path_, std::ios::binary | std::ios::trunc);
+        fail_if_bad();
+    }
+    [[nodiscard]] bool wanted() const { return !path_.empty(); }
+    [[nodiscard]] bool to_stdout() const { return path_ == "-"; }
+    void write(const std::string& text)
+    {
+        if (to_stdout()) {
+            fmt::print("{}\n", text);
+            return;
+        }
+        file_ << text << '\n';
+        file_.close();
+        fail_if_bad();
+    }
+
+private:
+    void fail_if_bad() const
+    {
+        if (!file_) throw std::system_error(errno, std::generic_category(), path_);
+    }
+    std::string path_;
+    std::ofstream file_;
+};
+
+}  // namespace
+
+int replay(const ReplayOptions& options)
+{
+    const ReplayConfig config = options.config.effective();
+    const auto configuration = to_json(config);
+    StatisticsFile statistics{options.stats};
+    StatisticsDocument document;
+    document.config = &configuration;
+    document.shadow = config.mode != TranslationMode::native;
+    const auto write_document = [&] {
+        if (!statistics.wanted()) return;
+        document.trace_sha256 = sha256_of_file(options.trace);
+        statistics.write(to_json(document).dump(2));
+    };
+
+    Ending ending;
+    try {
+        TraceReader reader{options.trace};
+        document.trace_name = reader.header().name;
+        const auto start = Clock::now();
+        Replayer replayer{reader.header(), config, builtin_shadow_policies()};
+        ending = run(reader, replayer);
+        replayer.finish();
+        document.complete = ending.error.empty();
+        document.total = replayer.total();
+        document.phases = replayer.phases();
+        document.host = {seconds_since(start), peak_memory_bytes()};
+
+        std::FILE* const people = statistics.to_stdout() ? stderr : stdout;
+        print_summary(people, reader.header(), config, document);
+        print_mismatches(people, replayer);
+    } catch (...) {
+        document.complete =
+            false;  // nothing was replayed: not even the header, or it does not fit the options
+        write_document();
+        throw;
+    }
+    write_document();
+    if (!ending.error.empty()) {
+        fmt::print(stderr, "mmusim: {}\n", ending.error);
+        return ending.code;
+    }
+    return document.total.checks.mismatched != 0 ? kExpectationFailed : kDone;
+}
+
+}  // namespace mmusim::tool

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The verbs of the command, apart from how their options are parsed (main.cpp). Each returns the exit
+// code 0 or 1; whatever makes it 2 is an exception.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <mmusim/replay/config.hpp>
+#include <mmusim/words/access.hpp>
+
+namespace mmusim::tool {
+
+inline constexpr int kDone = 0;
+inline constexpr int kExpectationFailed = 1;
+inline constexpr int kBadInput = 2;
+
+/// Options that make up a configuration, as they were given.
+struct ConfigOptions {
+    std::string file;
+    std::optional<std::string> mode;
+    std::optional<std::string> p2m;
+    std::optional<std::string> policy;
+    std::vector<std::string> settings;
+    bool check = false;
+    std::optional<std::uint64_t> audit;
+    std::optional<std::uint64_t> limit;
+    std::optional<std::uint64_t> skip;
+
+    /// Defaults, then the file, then the options.
+    [[nodiscard]] ReplayConfig effective() const;
+};
+
+struct ReplayOptions {
+    ConfigOptions config;
+    std::string trace;
+    std::string stats;  ///< a file, "-", or empty
+};
+int replay(const ReplayOptions& options);
+
+struct WalkOptions {
+    ConfigOptions config;
+    std::string trace;
+    std::optional<std::uint64_t> record;   ///< 1 is the first after the header
+    std::optional<std::uint64_t> address;  ///< linear
+    AccessKind kind = AccessKind::read;
+    std::optional<unsigned> cpl;
+    unsigned vcpu = 0;
+};
+int walk(const WalkOptions& options);
+
+int trace_info(const std::string& trace);
+int trace_validate(const std::string& trace);
+int policies();
+int config_print(const ConfigOptions& options);
+int version();
+
+}  // namespace mmusim::tool
