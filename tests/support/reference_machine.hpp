@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The plainest possible reference of what a guest can observe of its MMU, written from the manual's rules
+// (SDM vol. 3A chapter 4; the rules as such in reference/hardware.md section 2). It shares no code with the
+// library: memory is a map of 8-byte words, registers are integers, a walk is a loop. There are no shadows
+// and no P2M, since a guest can see neither.
+//
+// For implementations that may hold stale translations, each vCPU also has the list of translations that it
+// could have cached since the last invalidation that the architecture REQUIRES. Single walks alone are
+// kept: combinations of a stale upper entry with a fresh lower one are not.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace reference {
+
+enum class Kind { read, write, fetch };
+
+struct Features {
+    bool amd = false;
+    unsigned width = 40;  // MAXPHYADDR
+    bool nx = true, pse = true, pse36 = true, pge = true, pcid = true, invpcid = true;
+    bool smep = true, smap = true, pku = true, pks = true, page1gb = true, la57 = true;
+};
+
+/// Guest-physical memory. What lies outside RAM reads as 0 and takes no store.
+struct Memory {
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> ram;  // first frame, number of frames
+    std::map<std::uint64_t, std::uint64_t> words;              // by address / 8; absent: 0
+
+    bool is_ram(std::uint64_t address) const;
+    std::uint64_t read(std::uint64_t address, unsigned bytes) const;  // 1 to 8 bytes
+    void write(std::uint64_t address, unsigned bytes, std::uint64_t value);
+};
+
+/// A translation of one page, as a TLB could hold it.
+struct Page {
+    std::uint64_t linear = 0;
+    std::uint64_t physical = 0;
+    unsigned shift = 12;
+    bool user = true, writable = true, no_execute = false, dirty = true;
+    unsigned key = 0;
+    bool global = false;
+    std::uint64_t pcid = 0;
+};
+
+/// What the guest sees instead of an access: a vector, for #PF an error code and CR2.
+struct Fault {
+    unsigned vector = 14;
+    std::uint32_t code = 0;
+    std::uint64_t cr2 = 0;
+
+    friend bool operator==(const Fault&, const Fault&) = default;
+};
+inline constexpr unsigned kStackFault = 12, kGeneralProtection = 13, kPageFault = 14, kUndefined = 6;
+
+struct Entry {
+    std::uint64_t address = 0;
+    unsigned bytes = 8;
+};
+
+struct Walk {
+    std::optional<Fault> fault;
+    Page page;
+    std::vector<Entry> used;  // the leaf's last
+};
+
+/// One access to one page.
+struct Access {
+    std::uint64_t linear = 0;
+    Kind kind = Kind::read;
+    bool user = false;
+    bool implicit = false;
+};
+
+enum class Paging { off, two_level, pae, four_level, five_level };
+
+struct Cpu {
+    std::uint64_t cr0 = 0x10, cr3 = 0, cr4 = 0, efer = 0;
+    std::uint32_t pkru = 0, pkrs = 0;
+    unsigned cpl = 0;
+    bool ac = false;
+    std::array<std::uint64_t, 4> pdptes{};
+    std::vector<Page> cached;
+
+    bool pg() const { return (cr0 >> 31 & 1) != 0; }
+    bool wp() const { return (cr0 >> 16 & 1) != 0; }
+    bool cr4_bit(unsigned bit) const { return (cr4 >> bit & 1) != 0; }
+    bool long_mode() const { return (efer >> 10 & 1) != 0; }
+    bool nxe() const { return (efer >> 11 & 1) != 0; }
+    std::uint64_t pcid() const { return cr4_bit(17) ? cr3 & 0xfff : 0; }
+    Paging paging() const;
+    unsigned linear_bits() const;
+};
+
+/// Bits of CR4 by number.
+inline constexpr unsigned kPse = 4, kPae = 5, kPge = 7, kLa57 = 12, kPcide = 17, kSmep = 20, kSmap = 21,
+                          kPke = 22, kPks = 24;
+
+bool canonical(std::uint64_t address, unsigned bits);
+
+class Machine {
+public:
+    Features features;
+    Memory memory;
+    std::vector<Cpu> cpus;
+
+    // --- instructions: a vector where the CPU refuses, and then nothing has changed --------------------
+    std::optional<unsigned> mov_cr0(unsigned cpu, std::uint64_t value);
+    std::optional<unsigned> mov_cr3(unsigned cpu, std::uint64_t value);
+    std::optional<unsigned> mov_cr4(unsigned cpu, std::uint64_t value);
+    std::optional<unsigned> wrmsr_efer(unsigned cpu, std::uint64_t value);
+    std::optional<unsigned> wrpkru(unsigned cpu, std::uint32_t value);
+    std::optional<unsigned> invlpg(unsigned cpu, std::uint64_t linear);
+    std::optional<unsigned> invpcid(unsigned cpu, std::uint64_t type, std::uint64_t pcid,
+                                    std::uint64_t linear);
+    /// From outside: false where no CPU can be in that state.
+    bool set_registers(unsigned cpu, Cpu wanted);
+
+    // --- translation ------------------------------------------------------------------------------------
+    /// The linear address as paging sees it: 32 bits outside long mode.
+    std::uint64_t linear_of(unsigned cpu, std::uint64_t address) const;
+    /// A walk of what is in memory now. Sets no bit.
+    Walk walk(unsigned cpu, const Access& access) const;
+    /// Accessed in every entry used; dirty in the leaf.
+    void set_bits(const Walk& walk, bool dirty);
+    /// 0, or the error code (without W, U, I/D) with which a page with these rights refuses the access.
+    std::uint32_t refused(const Cpu& cpu, const Page& page, const Access& access) const;
+
+    // --- staleness ---------------------------------------------------------------------------------------
+    void cache(unsigned cpu, Page page, bool dirty);
+    /// Whether a translation that could be cached takes the access to this physical page.
+    bool explains(unsigned cpu, const Access& access, std::uint64_t physical) const;
+    void drop_page(unsigned cpu, std::uint64_t linear);  // this PCID's, and global ones
+
+private:
+    bool impossible(const Cpu& cpu) const;
+    bool load_pdptes(Cpu& cpu) const;
+    std::optional<unsigned> load(unsigned cpu, Cpu next, bool cr3_write);
+};
+
+}  // namespace reference
