@@ -123,7 +123,7 @@ void apply_at(ReplayConfig& config, const std::string& path, const Json& value)
     if (!inner) refuse(path, "is not known; `mmusim config --print` shows all keys");
     if (!value.is_object()) refuse(path, fmt::format("must be an object, but is {}", value.type_name()));
     for (const auto& [name, member] : value.items()) {
-        apply_at(config, path.empty() ? name : path + '.' + name, member);
+        apply_at(config, path.empty() ? name : fmt::format("{}.{}", path, name), member);
     }
 }
 

@@ -381,7 +381,7 @@ TEST_CASE("a line of 4 GB is refused in little memory", "[command][bad_input]")
         CHECK(is_one_plain_line(refused.error));
         CHECK(refused.error.starts_with("mmusim: " + path + place));
         CHECK(has(refused.error, "longer than"));
-        CHECK(refused.peak_bytes < baseline + 200 * kMiB);
+        CHECK(refused.peak_bytes < baseline + 500 * kMiB);  // about 50; sanitizers keep what was freed
     };
     // As a sparse file: the header's line, and a later one.
     for (const std::string& start : {std::string{}, kGood}) {

@@ -61,7 +61,7 @@ void check_same(const Peaks& few, const Peaks& many)
     CHECK(many.child < few.child + 20 * kMiB);
     CHECK(many.reported < few.reported + 20 * kMiB);
     // What the document says of the host is what the system says of the process.
-    CHECK(many.reported <= many.child);
+    CHECK(many.reported <= many.child + 4 * kMiB);  // the kernel counts pages in batches
     CHECK(many.reported + 20 * kMiB > many.child);
 }
 

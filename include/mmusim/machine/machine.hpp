@@ -81,15 +81,16 @@ struct Operand {
     std::optional<SegmentedAddress> segmented = {};  ///< if set, the segmentation unit makes the address
 };
 
-/// Where an operand is in guest-physical memory: in one page or in two.
+/// Where an operand is in guest-physical memory: in one page or in two. Without padding: the copies that
+/// compilers make of a struct with holes stall on each access.
 struct Placed {
     struct Part {
         GuestPhysical address;
         std::uint32_t bytes = 0;
-        bool emulated = false;  ///< the hypervisor does the access for the guest
+        std::uint32_t emulated = 0;  ///< 1: the hypervisor does the access for the guest
     };
     std::array<Part, 2> parts{};
-    std::uint8_t count = 1;
+    std::size_t count = 1;
 
     [[nodiscard]] std::span<const Part> pages() const { return {parts.data(), count}; }
 };
