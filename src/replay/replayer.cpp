@@ -26,15 +26,6 @@ MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& conf
     return machine;
 }
 
-std::string describe(const Exception& exception)
-{
-    if (exception.vector == Vector::page_fault) {
-        return fmt::format("#PF, error code {:#x} ({}), CR2 {}", exception.error_code,
-                           describe_error_code(exception.error_code), exception.address);
-    }
-    return fmt::format("{}: {}", name_of(exception.vector), exception.why);
-}
-
 std::string describe(const ExpectedFault& fault)
 {
     if (fault.vector != Vector::page_fault) return std::string{name_of(fault.vector)};

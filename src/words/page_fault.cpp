@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include <fmt/format.h>
+
 namespace mmusim {
 
 std::string describe_error_code(std::uint32_t error_code)
@@ -34,6 +36,15 @@ std::string_view name_of(Vector vector)
     case Vector::page_fault: return "#PF";
     }
     return "?";
+}
+
+std::string describe(const Exception& exception)
+{
+    if (exception.vector != Vector::page_fault) {
+        return fmt::format("{}: {}", name_of(exception.vector), exception.why);
+    }
+    return fmt::format("#PF, error code {:#x} ({}), CR2 {}", exception.error_code,
+                       describe_error_code(exception.error_code), exception.address);
 }
 
 }  // namespace mmusim

@@ -541,7 +541,7 @@ TEST_CASE("walk explains accesses of the recordings", "[command]")
                 CHECK(has(walked.out, fmt::format("verdict: guest-physical {:#x}, ", *access.gpa)));
             } else {
                 CHECK(has(walked.out,
-                          fmt::format("#PF in the guest, error code {:#x}", access.fault->error_code)));
+                          fmt::format("the guest sees #PF, error code {:#x}", access.fault->error_code)));
                 CHECK(has(walked.out, fmt::format("CR2 {:#x}", access.address)));
             }
         }

@@ -29,61 +29,16 @@
 #include <mmusim/trace/trace_reader.hpp>
 
 #include "support/catch.hpp"
+#include "support/files.hpp"
 
 namespace mmusim::replay_test {
 
+using test::content_of;
+using test::packed;
+using test::ScratchFile;
+using test::ScratchPath;
+
 // ---- files
-
-/// A path that nobody else has; what comes to be there goes with the object.
-class ScratchPath {
-public:
-    explicit ScratchPath(std::string_view suffix = ".jsonl")
-    {
-        static std::atomic<unsigned> count{0};
-        const auto name = fmt::format("mmusim-replay-{}-{}{}", ::getpid(), count++, suffix);
-        path_ = (std::filesystem::temp_directory_path() / name).string();
-    }
-    ScratchPath(const ScratchPath&) = delete;
-    ScratchPath& operator=(const ScratchPath&) = delete;
-    ~ScratchPath()
-    {
-        std::error_code ignored;
-        std::filesystem::remove_all(path_, ignored);
-    }
-
-    [[nodiscard]] const std::string& path() const { return path_; }
-
-private:
-    std::string path_;
-};
-
-class ScratchFile : public ScratchPath {
-public:
-    explicit ScratchFile(std::string_view content, std::string_view suffix = ".jsonl") : ScratchPath{suffix}
-    {
-        std::ofstream file{path(), std::ios::binary};
-        file.write(content.data(), static_cast<std::streamsize>(content.size()));
-    }
-};
-
-inline std::string content_of(const std::string& path)
-{
-    std::ifstream file{path, std::ios::binary};
-    std::ostringstream text;
-    text << file.rdbuf();
-    return std::move(text).str();
-}
-
-/// One zstd frame with a checksum.
-inline std::string packed(std::string_view text)
-{
-    std::string frame(ZSTD_compressBound(text.size()), '\0');
-    ZSTD_CCtx* const context = ZSTD_createCCtx();
-    ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
-    frame.resize(ZSTD_compress2(context, frame.data(), frame.size(), text.data(), text.size()));
-    ZSTD_freeCCtx(context);
-    return frame;
-}
 
 inline std::string bundled(std::string_view name)
 {

@@ -75,7 +75,7 @@ TEST_CASE("a document may be pretty-printed", "[trace][document]")
   ]
 }
 )";
-    const TempFile file{text, ".json"};
+    const ScratchFile file{text, ".json"};
     TraceReader reader{file.path()};
     CHECK(reader.place().line == 4);
     CHECK(reader.place().column == 14);

@@ -35,7 +35,7 @@ std::string lines(std::size_t records)
 /// What `text` is refused with, without the file's name.
 std::string refusal(std::string_view text, std::string_view suffix = ".jsonl")
 {
-    const TempFile file{text, suffix};
+    const ScratchFile file{text, suffix};
     const Reading reading = read_file(file.path());
     if (!reading.error) return "accepted";
     CHECK(reading.error->place().file == file.path());
@@ -49,8 +49,8 @@ std::string refusal(std::string_view text, std::string_view suffix = ".jsonl")
 
 TEST_CASE("records come in their order, with their places", "[trace][reader]")
 {
-    const TempFile file{lines(3) + R"(  {"op":"end","records":3})"
-                                   "\n"};
+    const ScratchFile file{lines(3) + R"(  {"op":"end","records":3})"
+                                      "\n"};
     TraceReader reader{file.path()};
     CHECK(reader.header().name == "t");
     CHECK(reader.place().file == file.path());
@@ -72,7 +72,7 @@ TEST_CASE("records come in their order, with their places", "[trace][reader]")
 
 TEST_CASE("a reader can be moved", "[trace][reader]")
 {
-    const TempFile file{lines(2)};
+    const ScratchFile file{lines(2)};
     TraceReader first{file.path()};
     Record record;
     REQUIRE(first.next(record));
@@ -140,18 +140,18 @@ TEST_CASE("the records before an error are read", "[trace][reader]")
 
 TEST_CASE("files that can't be read", "[trace][reader]")
 {
-    const TempPath nothing{".jsonl"};
+    const ScratchPath nothing{".jsonl"};
     const auto what = [](const std::string& path) {
         const std::string text = read_file(path).what;
         return text.substr(std::min(text.size(), path.size()));
     };
     CHECK(what(nothing.path()) == ": can't be opened: No such file or directory");
     CHECK(what(std::filesystem::temp_directory_path().string()) == ": is a directory");
-    CHECK(what(TempFile{""}.path()) == ": is empty: it has no header");
-    CHECK(what(TempFile{"", ".jsonl.zst"}.path()) == ": is empty");
-    CHECK(what(TempFile{packed("")}.path()) == ": is empty: it has no header");
+    CHECK(what(ScratchFile{""}.path()) == ": is empty: it has no header");
+    CHECK(what(ScratchFile{"", ".jsonl.zst"}.path()) == ": is empty");
+    CHECK(what(ScratchFile{packed("")}.path()) == ": is empty: it has no header");
     if (::geteuid() != 0) {
-        const TempFile closed{kHeaderLine};
+        const ScratchFile closed{kHeaderLine};
         ::chmod(closed.path().c_str(), 0);
         CHECK(what(closed.path()) == ": can't be opened: Permission denied");
     }
@@ -223,7 +223,7 @@ TEST_CASE("what precedes a damaged zstd frame is read", "[trace][reader]")
 TEST_CASE("a pipe is read as it fills", "[trace][reader]")
 {
     for (const bool compressed : {false, true}) {
-        const TempPath pipe{".fifo"};
+        const ScratchPath pipe{".fifo"};
         REQUIRE(::mkfifo(pipe.path().c_str(), 0600) == 0);
         const std::string stored = compressed ? packed(lines(50)) : lines(50);
         std::thread writer{[&] {
@@ -260,7 +260,7 @@ TEST_CASE("a line without end is refused before it fills the memory", "[trace][r
     for (const std::string& start : {kHeaderLine, kHeaderLine + R"({"op":"read","la":)", std::string{}}) {
         const std::string text = start + long_text;
         for (const bool compressed : {false, true}) {
-            const TempFile file{compressed ? packed(text) : text};
+            const ScratchFile file{compressed ? packed(text) : text};
             std::string what;
             try {
                 TraceReader reader{file.path()};

@@ -287,7 +287,7 @@ TEST_CASE("records of every kind are read back as they were written", "[trace][w
     std::vector<Record> records;
     for (int i = 0; i < 20000; ++i) records.push_back(generator.record());
     for (const std::string_view suffix : {".jsonl", ".jsonl.zst"}) {
-        const TempPath file{suffix};
+        const ScratchPath file{suffix};
         TraceWriter writer{file.path(), small_header()};
         for (const Record& record : records) writer.write(record);
         writer.finish();
@@ -313,7 +313,7 @@ TEST_CASE("a trace that was copied ends as the original", "[trace][writer]")
 {
     const std::string text = kHeaderLine + "{\"op\":\"shadow_blow\"}\n{\"op\":\"end\",\"records\":1}\n";
     const Reading original = read_text(text);
-    const TempPath copy{".jsonl"};
+    const ScratchPath copy{".jsonl"};
     TraceWriter writer{copy.path(), *original.header};
     for (const Record& record : original.records) writer.write(record);
     writer.finish();
@@ -324,7 +324,7 @@ TEST_CASE("a trace that was not finished is recognised", "[trace][writer]")
 {
     for (const std::string_view suffix : {".jsonl", ".jsonl.zst"}) {
         for (const int records : {0, 1, 100, 20000}) {
-            const TempPath file{suffix};
+            const ScratchPath file{suffix};
             {
                 TraceWriter writer{file.path(), small_header()};
                 for (int i = 0; i < records; ++i) writer.write(MarkRecord{"x"});

@@ -16,15 +16,6 @@ namespace mmusim::tool {
 
 namespace {
 
-std::string describe(const Exception& exception)
-{
-    if (exception.vector != Vector::page_fault) {
-        return fmt::format("{}: {}", name_of(exception.vector), exception.why);
-    }
-    return fmt::format("#PF in the guest, error code {:#x} ({}), CR2 {}", exception.error_code,
-                       describe_error_code(exception.error_code), exception.address);
-}
-
 /// What the shadow code counted between two points.
 void print_events(const ShadowCounters& before, const ShadowCounters& after)
 {
@@ -44,7 +35,7 @@ void explain_and_run(Machine& machine, unsigned vcpu, const Operand& operand)
     const Registers& registers = machine.registers(vcpu);
     const auto located = machine.locate(vcpu, operand);
     if (!located) {
-        fmt::print("{}\n", describe(located.error()));
+        fmt::print("verdict: the guest sees {}\n", describe(located.error()));
         return;
     }
     const LinearAddress address = *located;
@@ -81,7 +72,7 @@ void explain_and_run(Machine& machine, unsigned vcpu, const Operand& operand)
         }
     }
     if (!placed) {
-        fmt::print("verdict: {}\n", describe(placed.error()));
+        fmt::print("verdict: the guest sees {}\n", describe(placed.error()));
         return;
     }
     for (const Placed::Part& part : placed->pages()) {

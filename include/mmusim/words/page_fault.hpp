@@ -54,4 +54,7 @@ struct Exception {
     }
 };
 
+/// "#PF, error code 0x6 (W U), CR2 0x1000", "#GP: why".
+[[nodiscard]] std::string describe(const Exception& exception);
+
 }  // namespace mmusim
