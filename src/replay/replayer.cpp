@@ -81,15 +81,13 @@ void Replayer::replay(const Record& record)
         checking_ = config_.check;
     }
     ++record_;
-    if (skipped_) {
-        ++running_.records;
-        if (!std::holds_alternative<MarkRecord>(record)) phase_has_records_ = true;
-    }
+    if (skipped_ && !std::holds_alternative<MarkRecord>(record)) phase_has_records_ = true;
     try {
         std::visit([this](const auto& one) { replay_record(one); }, record);
     } catch (const ModeMismatch& error) {
         throw RecordError(error.what(), {});
     }
+    if (skipped_) ++running_.records;
     if (config_.audit != 0 && record_ % config_.audit == 0) {
         if (const auto violations = machine_.audit(); !violations.empty()) {
             throw AuditFailure(fmt::format("after record {}: {} violated invariants, the first: {}", record_,
