@@ -16,6 +16,9 @@ constexpr std::array<std::pair<TranslationMode, std::string_view>, 6> kModeNames
     {TranslationMode::native, "native"},
 }};
 
+/// INVPCID types (SDM vol. 2 INVPCID).
+enum class InvpcidType : std::uint8_t { address, context, all_with_globals, all_without_globals };
+
 /// Machine frames set aside for shadows: 16 GiB of them. Leaf entries name frames of the guest, all
 /// others name shadows; so where the guest's RAM leaves no frames, a second bank of memory whose numbers
 /// overlap the guest's serves as well.

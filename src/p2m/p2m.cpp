@@ -4,9 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
-#include <charconv>
 
 #include <fmt/format.h>
+
+#include <mmusim/words/number.hpp>
 
 namespace mmusim {
 
@@ -53,19 +54,6 @@ std::uint64_t permuted(std::uint64_t index, std::uint64_t count, unsigned half_b
         index = feistel(index, half_bits, seed, backwards);
     } while (index >= count);
     return index;
-}
-
-std::optional<std::uint64_t> parse_number(std::string_view text)
-{
-    int base = 10;
-    if (text.starts_with("0x")) {
-        text.remove_prefix(2);
-        base = 16;
-    }
-    std::uint64_t value = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
-    if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-    return value;
 }
 
 /// Checks a list sorted by `start` for overlaps; `what` names its space.

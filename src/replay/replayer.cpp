@@ -108,14 +108,19 @@ void Replayer::finish()
     total_ = counted().since(*skipped_);
 }
 
+Statistics Replayer::counted_by_machine() const
+{
+    Statistics machine;
+    machine.hardware = machine_.counters();
+    if (machine_.shadow() != nullptr) machine.shadow = machine_.shadow()->counters();
+    return machine;
+}
+
 Statistics Replayer::counted() const
 {
     Statistics now = running_;
     now.add(before_resets_);
-    Statistics machine;
-    machine.hardware = machine_.counters();
-    if (machine_.shadow() != nullptr) machine.shadow = machine_.shadow()->counters();
-    now.add(machine);
+    now.add(counted_by_machine());
     return now;
 }
 
@@ -386,10 +391,7 @@ void Replayer::replay_record(const ExpectMemoryRecord& record)
 
 void Replayer::replay_record(const ResetRecord&)
 {
-    Statistics machine;
-    machine.hardware = machine_.counters();
-    if (machine_.shadow() != nullptr) machine.shadow = machine_.shadow()->counters();
-    before_resets_.add(machine);
+    before_resets_.add(counted_by_machine());
     machine_.reset();
 }
 

@@ -86,7 +86,6 @@ TEST_CASE("pte: names of the bits", "[words]")
     CHECK(pte::kDirty == 0x40);
     CHECK(pte::kPageSize == 0x80);
     CHECK(pte::kGlobal == 0x100);
-    CHECK(pte::kPatSuperpage == 0x1000);
     CHECK(pte::kKey == 0x7800'0000'0000'0000);
     CHECK(pte::kNoExecute == 0x8000'0000'0000'0000);
     CHECK(pte::kFrame == 0x000f'ffff'ffff'f000);

@@ -3,18 +3,18 @@
 // The command line: verbs and options with their help. Exit codes: 0 done, 1 an expectation in the
 // trace did not hold, 2 bad usage, configuration or input.
 #include <cerrno>
-#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <map>
 #include <new>
 #include <string>
-#include <string_view>
 #include <system_error>
 
 #include <fmt/core.h>
 #include <CLI/CLI.hpp>
+
+#include <mmusim/words/number.hpp>
 
 #include "verbs.hpp"
 
@@ -22,17 +22,18 @@ namespace {
 
 namespace tool = mmusim::tool;
 
-/// CLI11 would take "-1" for the largest number, and what is too large for the largest too.
-std::string refuse_number(const std::string& text)
+/// An option that is a number. CLI11's own conversion takes "-1" for the largest one, and "010" for 8.
+CLI::Option* add_number(CLI::App& verb, const char* name, std::optional<std::uint64_t>& value,
+                        const char* help)
 {
-    std::string_view digits = text;
-    const bool hex = digits.starts_with("0x") || digits.starts_with("0X");
-    if (hex) digits.remove_prefix(2);
-    std::uint64_t value = 0;
-    const auto [end, error] =
-        std::from_chars(digits.data(), digits.data() + digits.size(), value, hex ? 16 : 10);
-    const bool whole = error == std::errc{} && end == digits.data() + digits.size();
-    return whole ? std::string{} : fmt::format("'{}' is not a whole number from 0 to 2^64 - 1", text);
+    const auto convert = [&value, name](const std::string& text) {
+        value = mmusim::parse_number(text);
+        if (!value) {
+            throw CLI::ValidationError(name,
+                                       fmt::format("'{}' is not a whole number from 0 to 2^64 - 1", text));
+        }
+    };
+    return verb.add_option_function<std::string>(name, convert, help)->type_name("N");
 }
 
 void add_config_options(CLI::App& verb, tool::ConfigOptions& options)
@@ -55,12 +56,9 @@ void add_config_options(CLI::App& verb, tool::ConfigOptions& options)
 void add_replay_options(CLI::App& verb, tool::ConfigOptions& options)
 {
     verb.add_flag("--check", options.check, "verify every expectation; print the first ten that do not hold");
-    const auto add_count = [&](const char* name, std::optional<std::uint64_t>& value, const char* help) {
-        verb.add_option(name, value, help)->check(refuse_number)->type_name("N");
-    };
-    add_count("--audit", options.audit, "check all invariants every N records");
-    add_count("--limit", options.limit, "replay N records (beyond those skipped)");
-    add_count("--skip", options.skip, "replay the first N records without counting or checking them");
+    add_number(verb, "--audit", options.audit, "check all invariants every N records");
+    add_number(verb, "--limit", options.limit, "replay N records (beyond those skipped)");
+    add_number(verb, "--skip", options.skip, "replay the first N records without counting or checking them");
 }
 
 /// The exit code, once everything that was printed has arrived.
@@ -109,11 +107,10 @@ try {
                                                           {"fetch", mmusim::AccessKind::fetch}};
     CLI::App* walk_verb = app.add_subcommand("walk", "Explain one translation, level by level");
     walk_verb->add_option("trace", walk.trace, "trace file")->required();
-    walk_verb->add_option("--at", walk.record, "the access of this record (1 is the first after the header)")
-        ->check(refuse_number)
+    add_number(*walk_verb, "--at", walk.record, "the access of this record (1 is the first after the header)")
         ->type_name("RECORD");
-    walk_verb->add_option("--la", walk.address, "a linear address: at the trace's end, or before record --at")
-        ->check(refuse_number)
+    add_number(*walk_verb, "--la", walk.address,
+               "a linear address: at the trace's end, or before record --at")
         ->type_name("ADDRESS");
     walk_verb->add_option("--kind", walk.kind, "of the access to --la: read (default), write or fetch")
         ->transform(CLI::CheckedTransformer(kinds))
@@ -123,9 +120,7 @@ try {
         ->check(CLI::Range(0, 3))
         ->type_name("CPL")
         ->option_text("0..3");
-    walk_verb->add_option("--vcpu", walk.vcpu, "vCPU of the access to --la (default: 0)")
-        ->check(refuse_number)
-        ->type_name("N");
+    add_number(*walk_verb, "--vcpu", walk.vcpu, "vCPU of the access to --la (default: 0)");
     add_config_options(*walk_verb, walk.config);
     walk_verb->footer(
         "Examples:\n"

@@ -48,7 +48,7 @@ struct WalkOptions {
     std::optional<std::uint64_t> address;  ///< linear
     AccessKind kind = AccessKind::read;
     std::optional<unsigned> cpl;
-    unsigned vcpu = 0;
+    std::optional<std::uint64_t> vcpu;  ///< 0 if not given
 };
 int walk(const WalkOptions& options);
 

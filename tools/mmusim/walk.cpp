@@ -111,9 +111,9 @@ int walk(const WalkOptions& options)
     config.check = false;
     TraceReader reader{options.trace};
     Replayer replayer{reader.header(), config, builtin_shadow_policies()};
-    if (options.vcpu >= reader.header().vcpus) {
-        throw ConfigError(
-            fmt::format("--vcpu {}: the trace has {} vCPUs", options.vcpu, reader.header().vcpus));
+    const std::uint64_t vcpu = options.vcpu.value_or(0);
+    if (vcpu >= reader.header().vcpus) {
+        throw ConfigError(fmt::format("--vcpu {}: the trace has {} vCPUs", vcpu, reader.header().vcpus));
     }
     Record record;
     bool found = false;
@@ -140,9 +140,9 @@ int walk(const WalkOptions& options)
         AccessRecord access;
         access.kind = options.kind;
         access.address = *options.address;
-        access.vcpu = static_cast<std::uint16_t>(options.vcpu);
+        access.vcpu = static_cast<std::uint16_t>(vcpu);
         if (options.cpl) access.cpl = static_cast<std::uint8_t>(*options.cpl);
-        explain_and_run(replayer.machine(), options.vcpu, replayer.operand_of(access));
+        explain_and_run(replayer.machine(), access.vcpu, replayer.operand_of(access));
     } catch (const RecordError& error) {
         throw TraceError(reader.place(), error.what(), error.key);
     } catch (const ModeMismatch& error) {

@@ -112,9 +112,6 @@ struct MachineCounters {
     friend bool operator==(const MachineCounters&, const MachineCounters&) = default;
 };
 
-/// INVPCID types (SDM vol. 2 INVPCID).
-enum class InvpcidType : std::uint8_t { address, context, all_with_globals, all_without_globals };
-
 class Machine {
 public:
     /// Throws LayoutError where RAM or P2M do not fit.

@@ -93,7 +93,9 @@ private:
     /// Counts an expectation; `describe` gives what was expected and what happened, if it did not hold.
     template <class Describe>
     void check(bool holds, Describe describe);
-    /// The machine's counters, with those from before resets.
+    /// What the machine has counted since its last reset.
+    [[nodiscard]] Statistics counted_by_machine() const;
+    /// Everything counted so far, skipped records and resets included.
     [[nodiscard]] Statistics counted() const;
     void end_phase();
 

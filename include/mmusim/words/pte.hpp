@@ -25,7 +25,6 @@ inline constexpr std::uint64_t kAccessed = 1u << 5;
 inline constexpr std::uint64_t kDirty = 1u << 6;
 inline constexpr std::uint64_t kPageSize = 1u << 7;  ///< PS above level 1; PAT at level 1
 inline constexpr std::uint64_t kGlobal = 1u << 8;
-inline constexpr std::uint64_t kPatSuperpage = 1u << 12;
 inline constexpr unsigned kKeyShift = 59;
 inline constexpr std::uint64_t kKey = std::uint64_t{15} << kKeyShift;
 inline constexpr std::uint64_t kNoExecute = std::uint64_t{1} << 63;
