@@ -18,7 +18,9 @@ configure_file(include/mmusim/version.hpp.in ${PROJECT_BINARY_DIR}/include/mmusi
 file(GLOB_RECURSE mmusim_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*.cpp)
 file(GLOB_RECURSE mmusim_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/*.hpp)
 
-add_library(mmusim ${mmusim_sources})
+include(cmake/EmbedProfiles.cmake)
+
+add_library(mmusim ${mmusim_sources} ${mmusim_embedded_profiles})
 add_library(mmusim::mmusim ALIAS mmusim)
 mmusim_own(mmusim)
 set_target_properties(mmusim PROPERTIES

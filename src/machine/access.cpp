@@ -3,8 +3,10 @@
 // Accesses: from an operand to a place in memory, with the exits to the hypervisor on the way.
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
 #include <fmt/format.h>
+#include <boost/container/static_vector.hpp>
 
 #include <mmusim/machine/machine.hpp>
 
@@ -72,14 +74,6 @@ void Machine::split(const Vcpu& vcpu, const Operand& operand, LinearAddress addr
     }
 }
 
-inline Result<Translation<space::Machine>, PageFault> Machine::hardware_walk(const Vcpu& vcpu,
-                                                                             const Access& access)
-{
-    ++walks_;
-    return walk_in(vcpu.hardware.paging, tables_, vcpu.hardware.root, vcpu.hardware.rules, access,
-                   AdBits::set);
-}
-
 Result<Translation<space::GuestPhysical>, PageFault> Machine::guest_walk(const Vcpu& vcpu,
                                                                          const Access& access)
 {
@@ -97,21 +91,70 @@ Machine::Step Machine::faulted(const PageFault& fault)
     return {Step::Kind::fault, {}};
 }
 
+// --- time --------------------------------------------------------------------------------------------
+
+void Machine::take_off(std::uint64_t gap)
+{
+    flight_.issued = clock_->issue(gap);
+    flight_.passage = Passage{flight_.issued};
+}
+
+void Machine::touch_data(unsigned index, AccessKind kind, LinearAddress address,
+                         std::span<const Mmu::Piece> pieces)
+{
+    if (kind != AccessKind::fetch) {
+        vcpus_[index].mmu->data(pieces, flight_.passage);
+        return;
+    }
+    constexpr std::uint64_t kBlock = 16;
+    std::uint64_t bytes = 0;
+    for (const Mmu::Piece& piece : pieces) bytes += piece.bytes;
+    const std::uint64_t first = address.value() % kBlock;
+    const std::uint64_t blocks = (first + bytes + kBlock - 1) / kBlock;
+    const Cycles each = timing().front_end.fetch_cycles;
+    flight_.passage.spend(CycleLabels::kFetch, flight_.passage.now() + blocks * each);
+}
+
+void Machine::land()
+{
+    clock_->retire(flight_.issued, flight_.passage);
+}
+
+// --- one translation ---------------------------------------------------------------------------------
+
+template <bool Timed>
 inline Machine::Step Machine::translate(unsigned index, const Access& access)
 {
-    const Vcpu& vcpu = vcpus_[index];
+    Vcpu& vcpu = vcpus_[index];
     if (!vcpu.fits) [[unlikely]]
         refuse_mode(vcpu);
-    if (vcpu.hardware.paging == Paging::off) return {Step::Kind::done, GuestPhysical{access.address.value()}};
-    const auto walked = hardware_walk(vcpu, access);
-    if (walked) [[likely]] {
-        const MachineAddress found = walked->address;
-        if (!shadow_) return {Step::Kind::done, GuestPhysical{found.value()}};
-        const auto gfn = p2m_.gfn_of(Mfn::of(found));
-        assert(gfn && "a shadow maps guest RAM alone");
-        return {Step::Kind::done, gfn->address(found.offset_in_page())};
+    if (vcpu.paging_off) [[unlikely]] {
+        return {Step::Kind::done, GuestPhysical{access.address.value()}, access.address.value()};
     }
-    return shadow_ ? exit_to_hypervisor(index, access) : faulted(walked.error());
+    if constexpr (!Timed) {
+        const auto found = vcpu.mmu->translate<false>(access, nullptr);
+        if (!found) [[unlikely]]
+            return missed(index, access, found.error());
+        return {Step::Kind::done, GuestPhysical{found->origin}, found->machine};
+    } else {
+        Passage passage{flight_.issued};
+        const auto found = vcpu.mmu->translate<true>(access, &passage);
+        // Of two pages, the one that is ready later is the operand's way.
+        if (passage.now() > flight_.passage.now()) flight_.passage = passage;
+        if (!found) [[unlikely]] {
+            land();
+            return missed(index, access, found.error());
+        }
+        return {Step::Kind::done, GuestPhysical{found->origin}, found->machine};
+    }
+}
+
+Machine::Step Machine::missed(unsigned index, const Access& access, const PageFault& fault)
+{
+    vcpus_[index].mmu->page_fault(access.address);
+    if (shadow_) return exit_to_hypervisor(index, access);
+    system_instruction(CycleLabels::kGuestFault, timing().instructions.page_fault);
+    return faulted(fault);
 }
 
 Machine::Step Machine::step_of(const FaultAnswer& answer)
@@ -126,14 +169,46 @@ Machine::Step Machine::step_of(const FaultAnswer& answer)
 
 Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access)
 {
-    const FaultAnswer answer = shadow_->fault(index, vcpus_[index].guest, access);
-    refresh_hardware_root(index);
+    FaultAnswer answer;
+    exit_for(index, access, answer);
+    if (answer.kind == FaultAnswer::Kind::guest) {
+        system_instruction(CycleLabels::kGuestFault, timing().instructions.page_fault);
+    }
     return step_of(answer);
 }
 
 Machine::Step Machine::emulate(unsigned index, const Access& access)
 {
-    return step_of(shadow_->emulated_access(index, vcpus_[index].guest, access));
+    const ShadowWork before = shadow_->work();
+    const FaultAnswer answer = shadow_->emulated_access(index, vcpus_[index].guest, access);
+    charge(before);
+    settle(index);
+    return step_of(answer);
+}
+
+template <bool Timed>
+inline Result<Placed, Exception> Machine::access_one_page(unsigned index, const Access& access,
+                                                          std::uint32_t bytes, std::uint64_t gap)
+{
+    for (;;) {
+        if constexpr (Timed) take_off(gap);
+        const Step step = translate<Timed>(index, access);
+        if (step.kind == Step::Kind::fault) return exception_;
+        if (step.kind == Step::Kind::retry) {
+            gap = 0;
+            continue;
+        }
+        if constexpr (Timed) {
+            if (step.kind == Step::Kind::done) {
+                const Mmu::Piece piece{step.machine, bytes};
+                touch_data(index, access.kind, access.address, {&piece, 1});
+                land();
+            }
+        }
+        Placed placed;
+        placed.parts[0] = {step.address, bytes, step.kind == Step::Kind::emulated};
+        return placed;
+    }
 }
 
 Result<Placed, Exception> Machine::access(unsigned index, const Operand& operand)
@@ -143,19 +218,40 @@ Result<Placed, Exception> Machine::access(unsigned index, const Operand& operand
         return address.error();
     if (address->offset_in_page() + operand.bytes <= kPageBytes) [[likely]] {
         const Access access = access_of(operand, *address);
-        for (;;) {
-            const Step step = translate(index, access);
-            if (step.kind == Step::Kind::retry) continue;
-            if (step.kind == Step::Kind::fault) return exception_;
-            Placed placed;
-            placed.parts[0] = {step.address, operand.bytes, step.kind == Step::Kind::emulated};
-            return placed;
-        }
+        return clock_ ? access_one_page<true>(index, access, operand.bytes, operand.gap)
+                      : access_one_page<false>(index, access, operand.bytes, 0);
     }
     Execution execution;
     execute(index, {&operand, 1}, Restart::instruction, execution);
     if (execution.fault) return *execution.fault;
     return execution.placed[0];
+}
+
+std::uint64_t Machine::run(unsigned index, std::span<const StreamAccess> accesses)
+{
+    std::uint64_t exceptions = 0;
+    for (const StreamAccess& one : accesses) {
+        const Vcpu& vcpu = vcpus_[index];
+        const bool plain = one.address.offset_in_page() + one.bytes <= kPageBytes &&
+                           (!vcpu.long_mode || canonical(one.address.value(), vcpu.linear_bits));
+        if (plain && !clock_) [[likely]] {
+            const LinearAddress address{vcpu.long_mode ? one.address.value()
+                                                       : one.address.value() & 0xffff'ffff};
+            const Access access{address, one.kind, one.user_mode, false};
+            for (;;) {
+                const Step step = translate<false>(index, access);
+                if (step.kind == Step::Kind::retry) continue;
+                exceptions += step.kind == Step::Kind::fault ? 1 : 0;
+                break;
+            }
+            continue;
+        }
+        Operand operand{.address = one.address, .bytes = one.bytes, .kind = one.kind};
+        operand.user_mode = one.user_mode;
+        operand.gap = one.gap;
+        exceptions += access(index, operand) ? 0 : 1;
+    }
+    return exceptions;
 }
 
 std::size_t Machine::first_to_fault(const Vcpu& vcpu)
@@ -174,24 +270,39 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
         pages_.begin(), last, [](const PageAccess& page) { return page.access.kind == AccessKind::write; });
     const std::size_t faulting = a_fault_may_follow_a_write ? first_to_fault(vcpus_[index]) : pages_.size();
     // Nothing cached may let it pass; a TLB may drop what it likes.
-    if (faulting < pages_.size()) flush(index, GuestFlush::page_fault, pages_[faulting].access.address);
+    if (faulting < pages_.size()) drop_before_fault(index, pages_[faulting].access.address);
     bool completes = !fault_follows && faulting == pages_.size();
 
     steps_.assign(pages_.size(), {});
+    const auto same_operand = [&](std::size_t i, std::size_t j) {
+        return j < pages_.size() && pages_[i].operand == pages_[j].operand;
+    };
     for (;;) {
         bool emulating = false;
         for (std::size_t i = 0; i < pages_.size();) {
+            const bool second_page = i > 0 && same_operand(i, i - 1);
+            if (clock_ && !second_page && !emulating) take_off(std::exchange(gaps_[pages_[i].operand], 0));
             Access access = pages_[i].access;
             if (!completes && i < faulting && access.kind == AccessKind::write)
                 access.kind = AccessKind::read;
             // An emulated instruction is emulated to its end.
-            steps_[i] = emulating ? emulate(index, access) : translate(index, access);
+            steps_[i] = emulating ? emulate(index, access)
+                        : clock_  ? translate<true>(index, access)
+                                  : translate<false>(index, access);
             if (steps_[i].kind == Step::Kind::fault) return i;
             if (steps_[i].kind == Step::Kind::retry) {
-                if (restart == Restart::instruction) i = 0;
+                // The whole instruction again, or its operand from the first page on.
+                i = restart == Restart::instruction ? 0 : i - (second_page ? 1 : 0);
                 continue;
             }
             emulating |= steps_[i].kind == Step::Kind::emulated;
+            if (clock_ && !emulating && !same_operand(i, i + 1)) {
+                boost::container::static_vector<Mmu::Piece, 2> pieces;
+                if (second_page) pieces.push_back({steps_[i - 1].machine, pages_[i - 1].bytes});
+                pieces.push_back({steps_[i].machine, pages_[i].bytes});
+                touch_data(index, access.kind, pages_[second_page ? i - 1 : i].access.address, pieces);
+                land();
+            }
             ++i;
         }
         if (completes || fault_follows) break;
@@ -212,6 +323,7 @@ void Machine::execute(unsigned index, std::span<const Operand> operands, Restart
     result.placed.clear();
     result.fault.reset();
     pages_.clear();
+    gaps_.clear();
     std::size_t reached = 0;
     for (; reached < operands.size(); ++reached) {
         const auto address = locate(index, operands[reached]);
@@ -220,6 +332,7 @@ void Machine::execute(unsigned index, std::span<const Operand> operands, Restart
             break;
         }
         split(vcpu, operands[reached], *address, static_cast<std::uint32_t>(reached));
+        gaps_.push_back(operands[reached].gap);
     }
     if (!pages_.empty()) {
         const std::size_t faulted = run_pages(index, restart, result.fault.has_value());
@@ -246,7 +359,7 @@ void Machine::store(const Placed& placed, std::span<const std::byte> bytes)
     for (const Placed::Part& part : placed.pages()) {
         const auto piece = bytes.subspan(done, part.bytes);
         if (part.emulated) {
-            shadow_->emulated_store(part.address, piece);
+            emulated_store(part.address, piece);
         } else {
             guest_memory_.write(part.address, piece);
         }

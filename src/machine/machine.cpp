@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mmusim/machine/machine.hpp>
 
+#include <utility>
+
 #include <fmt/format.h>
 
 namespace mmusim {
@@ -15,9 +17,6 @@ constexpr std::array<std::pair<TranslationMode, std::string_view>, 6> kModeNames
     {TranslationMode::shadow_5_on_5, "5-on-5"},
     {TranslationMode::native, "native"},
 }};
-
-/// INVPCID types (SDM vol. 2 INVPCID).
-enum class InvpcidType : std::uint8_t { address, context, all_with_globals, all_without_globals };
 
 /// Machine frames set aside for shadows: 16 GiB of them. Leaf entries name frames of the guest, all
 /// others name shadows; so where the guest's RAM leaves no frames, a second bank of memory whose numbers
@@ -72,6 +71,11 @@ std::uint64_t root_frame(const Registers& registers, const Cpuid& cpuid)
     return (registers.cr3 & bit_range(kPageShift, bits - 1)) >> kPageShift;
 }
 
+unsigned pcid_of(const Registers& registers)
+{
+    return registers.has_cr4(cr4::kPcide) ? static_cast<unsigned>(registers.cr3 & cr3::kPcid) : 0;
+}
+
 Exception general_protection(std::string_view why)
 {
     return {Vector::general_protection, 0, {}, why};
@@ -107,15 +111,31 @@ Machine::Machine(MachineConfig config)
     , tables_{*table_memory_}
     , vcpus_(config_.vcpus)
 {
-    make_shadow_engine();
-    for (unsigned i = 0; i < vcpus_.size(); ++i) refresh(i);
+    if (!config_.cpu) config_.cpu = std::make_shared<const CpuProfile>();
+    const CpuProfile& cpu = *config_.cpu;
+    const bool timed = config_.clock != ClockKind::off;
+    std::vector<std::string> tlbs;
+    std::vector<std::string> caches;
+    for (const TlbSpec& tlb : cpu.tlbs.tlbs) tlbs.push_back(tlb.name);
+    for (const CacheSpec& cache : cpu.timing.data_caches) caches.push_back(cache.name);
+    labels_ = CycleLabels{std::move(tlbs), std::move(caches)};
+    for (Vcpu& vcpu : vcpus_) {
+        vcpu.mmu = std::make_unique<Mmu>(cpu, tables_, native() ? nullptr : &p2m_, timed ? &labels_ : nullptr,
+                                         config_.program_uses_caches);
+    }
+    start();
 }
 
-void Machine::make_shadow_engine()
+void Machine::start()
 {
-    if (native()) return;
-    shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
-                                             config_.policy(), config_.populate, pool_.value_or(Mfn{}));
+    if (!native()) {
+        shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
+                                                 config_.policy(), config_.populate, pool_.value_or(Mfn{}));
+    }
+    if (config_.clock != ClockKind::off) {
+        clock_.emplace(config_.clock, config_.window, timing().front_end.issue_width, labels_.size());
+    }
+    for (unsigned i = 0; i < vcpus_.size(); ++i) refresh(i);
 }
 
 void Machine::reset()
@@ -123,12 +143,33 @@ void Machine::reset()
     machine_.clear();
     bank_.clear();
     tables_.reset_loads();
-    walks_ = 0;
-    make_shadow_engine();
-    for (unsigned i = 0; i < vcpus_.size(); ++i) {
-        vcpus_[i] = Vcpu{};
-        refresh(i);
+    for (Vcpu& vcpu : vcpus_) {
+        vcpu.registers = {};
+        vcpu.pdptes = {};
+        vcpu.mmu->reset();
     }
+    start();
+}
+
+MachineCounters Machine::counters() const
+{
+    MachineCounters counters;
+    counters.memory_references = tables_.loads();
+    counters.tlbs.resize(config_.cpu->tlbs.tlbs.size());
+    for (const Vcpu& vcpu : vcpus_) {
+        counters.walks += vcpu.mmu->walks();
+        for (std::size_t i = 0; i < counters.tlbs.size(); ++i)
+            counters.tlbs[i].add(vcpu.mmu->tlb_counters(i));
+        for (int level = 2; level <= kMaxLevels; ++level) {
+            const PagingStructureCacheCounters& one = vcpu.mmu->psc_counters(level);
+            PagingStructureCacheCounters& sum =
+                counters.paging_structure_caches[static_cast<std::size_t>(level)];
+            sum.lookups += one.lookups;
+            sum.hits += one.hits;
+        }
+    }
+    if (clock_) counters.cycles = clock_->by();
+    return counters;
 }
 
 void Machine::refresh(unsigned index)
@@ -144,23 +185,110 @@ void Machine::refresh(unsigned index)
     vcpu.fits = mode_fits(config_.mode, paging);
     vcpu.long_mode = registers.long_mode();
     vcpu.linear_bits = registers.linear_bits();
+    vcpu.paging_off = native() && paging == Paging::off;
+
+    HardwareContext hardware;
     if (native()) {
-        vcpu.hardware = {paging, vcpu.guest.rules, {Mfn{root.number()}, vcpu.pdptes}};
-        return;
+        hardware.paging = paging;
+        hardware.rules = vcpu.guest.rules;
+        hardware.root = {Mfn{root.number()}, vcpu.pdptes};
+        hardware.pcid = pcid_of(registers);
+        hardware.globals = registers.has_cr4(cr4::kPge);
+        using Upper = HardwareContext::UpperInvalidation;
+        if (config_.cpuid.vendor == Vendor::amd) {
+            hardware.upper = registers.has_efer(efer::kTce) ? Upper::address : Upper::all;
+        }
+    } else {
+        // The hardware under a shadow: the machine's own width and features, CR0.WP always set, the rest of
+        // the guest's rights in force only while the guest has paging on.
+        const PagingMode shadow_mode = shadow_mode_of(mode_of(paging));
+        hardware.paging = shadow_mode.paging;
+        hardware.rules.entries = entry_rules(shadow_mode, kHostCpuid, {.nxe = true, .pse = false});
+        hardware.rules.control = paging == Paging::off ? RightsControl{} : vcpu.guest.rules.control;
+        hardware.rules.control.write_protect = true;
+        hardware.root = shadow_->hardware_root(index);
     }
-    // The hardware under a shadow: the machine's own width and features, CR0.WP always set, the rest of
-    // the guest's rights in force only while the guest has paging on.
-    const PagingMode shadow_mode = shadow_mode_of(mode_of(paging));
-    vcpu.hardware.paging = shadow_mode.paging;
-    vcpu.hardware.rules.entries = entry_rules(shadow_mode, kHostCpuid, {.nxe = true, .pse = false});
-    vcpu.hardware.rules.control = paging == Paging::off ? RightsControl{} : vcpu.guest.rules.control;
-    vcpu.hardware.rules.control.write_protect = true;
-    refresh_hardware_root(index);
+    vcpu.mmu->load(hardware);
 }
 
-void Machine::refresh_hardware_root(unsigned index)
+bool Machine::adopt_root(unsigned index)
 {
-    if (shadow_) vcpus_[index].hardware.root = shadow_->hardware_root(index);
+    Mmu& mmu = *vcpus_[index].mmu;
+    HardwareContext hardware = mmu.context();
+    hardware.root = shadow_->hardware_root(index);
+    if (hardware.root == mmu.context().root) return false;
+    mmu.load(hardware);
+    return true;
+}
+
+void Machine::flush_hardware(unsigned index)
+{
+    vcpus_[index].mmu->drop_everything(true);
+    if (clock_) clock_->serialize(CycleLabels::kFlush, timing().hypervisor.flush);
+}
+
+// --- the hypervisor's time ---------------------------------------------------------------------------
+
+void Machine::system_instruction(Label label, Cycles cycles)
+{
+    if (clock_) clock_->serialize(label, cycles, std::exchange(gap_, 0));
+}
+
+template <class Work>
+void Machine::in_hypervisor(unsigned index, Work work)
+{
+    system_instruction(CycleLabels::kExit, timing().hypervisor.exit);
+    const ShadowWork before = shadow_->work();
+    const bool flush_due = work();
+    charge(before);
+    settle(index, flush_due);
+    system_instruction(CycleLabels::kEntry, timing().hypervisor.entry);
+}
+
+void Machine::settle(unsigned index, bool flush_due)
+{
+    const bool everywhere = shadow_->take_flush_due();
+    const bool here = adopt_root(index) || flush_due;
+    for (unsigned i = 0; i < vcpus_.size(); ++i) {
+        if (everywhere || (here && i == index)) flush_hardware(i);
+    }
+}
+
+void Machine::settle_all()
+{
+    for (unsigned i = 0; i < vcpus_.size(); ++i) settle(i);
+}
+
+void Machine::charge(const ShadowWork& before)
+{
+    if (!clock_) return;
+    const PriceList& prices = timing().hypervisor;
+    const ShadowWork now = shadow_->work();
+    clock_->serialize(CycleLabels::kFaultHandler, (now.faults - before.faults) * prices.fault_handler);
+    clock_->serialize(CycleLabels::kGuestWalk,
+                      (now.guest_entries_read - before.guest_entries_read) * prices.guest_walk_load);
+    clock_->serialize(CycleLabels::kShadowPage,
+                      (now.shadows_made - before.shadows_made) * prices.shadow_page);
+    clock_->serialize(CycleLabels::kPropagate,
+                      (now.entries_written - before.entries_written) * prices.propagate);
+    clock_->serialize(CycleLabels::kEmulate, (now.emulated - before.emulated) * prices.emulate);
+    clock_->serialize(CycleLabels::kLoadRoot, (now.roots_loaded - before.roots_loaded) * prices.load_root);
+}
+
+void Machine::exit_for(unsigned index, const Access& access, FaultAnswer& answer)
+{
+    in_hypervisor(index, [&] {
+        answer = shadow_->fault(index, vcpus_[index].guest, access);
+        return false;
+    });
+}
+
+void Machine::emulated_store(GuestPhysical at, std::span<const std::byte> bytes)
+{
+    const ShadowWork before = shadow_->work();
+    shadow_->emulated_store(at, bytes);
+    charge(before);
+    settle_all();
 }
 
 // --- registers ---------------------------------------------------------------------------------------
@@ -180,7 +308,7 @@ std::optional<Exception> Machine::load_pdptes(const Registers& registers,
     return std::nullopt;
 }
 
-std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& load, bool loads_cr3)
+std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& load, Load what)
 {
     Vcpu& vcpu = vcpus_[index];
     if (vcpu.registers.cpl != 0) return general_protection(kPrivileged);
@@ -188,7 +316,8 @@ std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& loa
     const Registers old = vcpu.registers;
     const Registers& now = load.value();
 
-    if ((loads_cr3 && now.paging() == Paging::pae) || reloads_pdptes(old, now)) {
+    const bool reloads = reloads_pdptes(old, now);
+    if ((what != Load::control && now.paging() == Paging::pae) || reloads) {
         std::array<std::uint64_t, 4> pdptes{};
         if (auto refused = load_pdptes(now, pdptes)) return refused;
         vcpu.pdptes = pdptes;
@@ -196,40 +325,72 @@ std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& loa
     vcpu.registers = now;
     refresh(index);
 
-    // A change in how entries are read empties the shadows' vCPU too: over-invalidation is always legal.
+    // A change in how entries are read empties the TLBs, and the shadows' vCPU too: over-invalidation is
+    // always legal.
     const bool reread = old.paging() != now.paging() || !(old.entry_settings() == now.entry_settings());
-    const FlushScope due = reread ? FlushScope::everything : due_flush(old, now);
-    if (due == FlushScope::everything) {
-        flush(index, GuestFlush::everything);
-    } else if (due == FlushScope::current_pcid || loads_cr3) {
-        flush(index, GuestFlush::context);
-    }
-    if (shadow_) {
-        shadow_->load_roots(index, vcpu.guest);
-        refresh_hardware_root(index);
+    FlushScope due = reread ? FlushScope::everything : due_flush(old, now);
+    if (due == FlushScope::none && reloads) due = FlushScope::current_pcid;
+    if (native()) {
+        flush_natively(index, old, due, what);
+    } else {
+        in_hypervisor(index, [&] { return flush_shadows(index, due, what); });
     }
     return std::nullopt;
 }
 
+void Machine::flush_natively(unsigned index, const Registers& old, FlushScope due, Load what)
+{
+    const Registers& now = vcpus_[index].registers;
+    Mmu& mmu = *vcpus_[index].mmu;
+    if (due == FlushScope::everything) {
+        mmu.drop_everything(true);
+    } else if (due == FlushScope::current_pcid) {
+        mmu.drop_context();
+    }
+    const InstructionSpec& costs = timing().instructions;
+    if (what == Load::control) {
+        system_instruction(CycleLabels::kMovCr, costs.mov_cr);
+        return;
+    }
+    mmu.cr3_loaded(pcid_of(old), now.has_cr4(cr4::kPcide), what != Load::cr3_noflush);
+    system_instruction(CycleLabels::kMovCr3, costs.mov_cr3);
+}
+
+bool Machine::flush_shadows(unsigned index, FlushScope due, Load what)
+{
+    const bool loads_cr3 = what != Load::control;
+    if (due == FlushScope::everything) {
+        shadow_->flush(index, GuestFlush::everything);
+    } else if (due == FlushScope::current_pcid || loads_cr3) {
+        shadow_->flush(index, GuestFlush::context);
+    }
+    shadow_->load_roots(index, vcpus_[index].guest);
+    // Shadows know no PCIDs: whatever the guest flushes, the hardware flushes whole.
+    return due != FlushScope::none || loads_cr3;
+}
+
 std::optional<Exception> Machine::mov_cr0(unsigned vcpu, std::uint64_t value)
 {
-    return commit(vcpu, mmusim::mov_cr0(vcpus_[vcpu].registers, value, config_.cpuid), false);
+    return commit(vcpu, mmusim::mov_cr0(vcpus_[vcpu].registers, value, config_.cpuid), Load::control);
 }
 
 std::optional<Exception> Machine::mov_cr3(unsigned vcpu, std::uint64_t value)
 {
-    return commit(vcpu, mmusim::mov_cr3(vcpus_[vcpu].registers, value, config_.cpuid), true);
+    const Registers& registers = vcpus_[vcpu].registers;
+    const bool keeps = registers.has_cr4(cr4::kPcide) && (value & cr3::kNoFlush) != 0;
+    return commit(vcpu, mmusim::mov_cr3(registers, value, config_.cpuid),
+                  keeps ? Load::cr3_noflush : Load::cr3);
 }
 
 std::optional<Exception> Machine::mov_cr4(unsigned vcpu, std::uint64_t value)
 {
-    return commit(vcpu, mmusim::mov_cr4(vcpus_[vcpu].registers, value, config_.cpuid), false);
+    return commit(vcpu, mmusim::mov_cr4(vcpus_[vcpu].registers, value, config_.cpuid), Load::control);
 }
 
 std::optional<Exception> Machine::wrmsr(unsigned vcpu, std::uint32_t msr, std::uint64_t value)
 {
     if (msr == efer::kMsr)
-        return commit(vcpu, wrmsr_efer(vcpus_[vcpu].registers, value, config_.cpuid), false);
+        return commit(vcpu, wrmsr_efer(vcpus_[vcpu].registers, value, config_.cpuid), Load::control);
     if (vcpus_[vcpu].registers.cpl != 0) return general_protection(kPrivileged);
     if (msr != kPkrsMsr || !config_.cpuid.pks) return general_protection("there is no such MSR");
     if (value >> 32 != 0) return general_protection("IA32_PKRS bits 63:32 are reserved");
@@ -255,8 +416,11 @@ void Machine::set_cpl(unsigned vcpu, std::uint8_t cpl)
 
 void Machine::set_ac(unsigned vcpu, bool ac)
 {
-    vcpus_[vcpu].registers.ac = ac;
-    refresh(vcpu);
+    Vcpu& changed = vcpus_[vcpu];
+    changed.registers.ac = ac;
+    changed.guest.rules.control.ac = ac;
+    // The hardware knows of it only while it walks under the guest's rights.
+    if (changed.guest.paging != Paging::off) changed.mmu->load_ac(ac);
 }
 
 std::optional<Refusal> Machine::set_registers(unsigned vcpu, const Registers& wanted)
@@ -273,19 +437,23 @@ std::optional<Refusal> Machine::set_registers(unsigned vcpu, const Registers& wa
     vcpus_[vcpu].registers = registers;
     vcpus_[vcpu].pdptes = pdptes;
     refresh(vcpu);
-    flush(vcpu, GuestFlush::everything);
     if (shadow_) {
+        shadow_->flush(vcpu, GuestFlush::everything);
         shadow_->load_roots(vcpu, vcpus_[vcpu].guest);
-        refresh_hardware_root(vcpu);
+        settle(vcpu);
     }
+    vcpus_[vcpu].mmu->drop_everything(true);
     return std::nullopt;
 }
 
 // --- invalidation ------------------------------------------------------------------------------------
 
-void Machine::flush(unsigned vcpu, GuestFlush kind, LinearAddress address)
+void Machine::drop_before_fault(unsigned vcpu, LinearAddress address)
 {
-    if (shadow_) shadow_->flush(vcpu, kind, address);
+    vcpus_[vcpu].mmu->page_fault(address);
+    if (!shadow_) return;
+    shadow_->flush(vcpu, GuestFlush::page_fault, address);
+    settle(vcpu);
 }
 
 std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
@@ -294,9 +462,22 @@ std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
     if (registers.cpl != 0) return general_protection(kPrivileged);
     if (shadow_) shadow_->count_invlpg();
     // Not canonical: no operation.
-    if (registers.long_mode() && !canonical(address.value(), registers.linear_bits())) return std::nullopt;
-    flush(vcpu, GuestFlush::address, address);
+    const bool nothing = registers.long_mode() && !canonical(address.value(), registers.linear_bits());
+    if (native()) {
+        if (!nothing) vcpus_[vcpu].mmu->invlpg(address);
+        system_instruction(CycleLabels::kInvlpg, timing().instructions.invlpg);
+    } else {
+        in_hypervisor(vcpu, [&] { return !nothing && flush_shadow_page(vcpu, address); });
+    }
     return std::nullopt;
+}
+
+bool Machine::flush_shadow_page(unsigned vcpu, LinearAddress address)
+{
+    const bool splintered = shadow_->splintered(vcpu, address);
+    shadow_->flush(vcpu, GuestFlush::address, address);
+    vcpus_[vcpu].mmu->invlpg(address);
+    return splintered;
 }
 
 std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std::uint64_t pcid,
@@ -314,15 +495,32 @@ std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std
     if (one_pcid && pcid != 0 && !registers.has_cr4(cr4::kPcide)) {
         return general_protection("only PCID 0 exists while CR4.PCIDE is 0");
     }
-    if (kind == InvpcidType::address) {
-        if (registers.long_mode() && !canonical(address.value(), registers.linear_bits())) {
-            return general_protection("INVPCID of an address that is not canonical");
-        }
-        flush(vcpu, GuestFlush::address, address);
-    } else {
-        flush(vcpu, kind == InvpcidType::context ? GuestFlush::context : GuestFlush::everything);
+    if (kind == InvpcidType::address && registers.long_mode() &&
+        !canonical(address.value(), registers.linear_bits())) {
+        return general_protection("INVPCID of an address that is not canonical");
     }
+    if (native()) {
+        invpcid_natively(vcpu, kind, static_cast<unsigned>(pcid), address);
+        system_instruction(CycleLabels::kInvpcid, timing().instructions.invpcid);
+        return std::nullopt;
+    }
+    in_hypervisor(vcpu, [&] {
+        if (kind == InvpcidType::address) return flush_shadow_page(vcpu, address);
+        shadow_->flush(vcpu, kind == InvpcidType::context ? GuestFlush::context : GuestFlush::everything);
+        return true;
+    });
     return std::nullopt;
+}
+
+void Machine::invpcid_natively(unsigned vcpu, InvpcidType type, unsigned pcid, LinearAddress address)
+{
+    Mmu& mmu = *vcpus_[vcpu].mmu;
+    switch (type) {
+    case InvpcidType::address: mmu.invpcid_address(pcid, address); break;
+    case InvpcidType::context: mmu.invpcid_context(pcid); break;
+    case InvpcidType::all_with_globals: mmu.drop_everything(true); break;
+    case InvpcidType::all_without_globals: mmu.drop_everything(false); break;
+    }
 }
 
 // --- from outside ------------------------------------------------------------------------------------
@@ -330,20 +528,27 @@ std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std
 void Machine::poke(GuestPhysical at, std::span<const std::byte> bytes)
 {
     guest_memory_.write(at, bytes);
-    if (shadow_) shadow_->forget(Gfn::of(at));
+    forget(Gfn::of(at));
 }
 
 void Machine::clear_frame(Gfn frame)
 {
     guest_memory_.clear(frame);
-    if (shadow_) shadow_->forget(frame);
+    forget(frame);
+}
+
+void Machine::forget(Gfn frame)
+{
+    if (!shadow_) return;
+    shadow_->forget(frame);
+    settle_all();
 }
 
 void Machine::blow_shadows()
 {
     if (!shadow_) return;
     shadow_->blow();
-    for (unsigned i = 0; i < vcpus_.size(); ++i) refresh_hardware_root(i);
+    settle_all();
 }
 
 std::vector<std::string> Machine::audit() const

@@ -11,9 +11,13 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <mmusim/words/number.hpp>
+
 namespace mmusim {
 
 namespace {
+
+constexpr std::uint64_t kMaxWindow = 65536;
 
 using Json = nlohmann::ordered_json;
 
@@ -72,10 +76,15 @@ void set_populate(ReplayConfig& config, const std::string& key, const Json& valu
     }
 }
 
-void set_check(ReplayConfig& config, const std::string& key, const Json& value)
+bool boolean_of(const std::string& key, const Json& value)
 {
     if (!value.is_boolean()) refuse(key, fmt::format("must be true or false, but is {}", value.dump()));
-    config.check = value.get<bool>();
+    return value.get<bool>();
+}
+
+void set_check(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    config.check = boolean_of(key, value);
 }
 
 struct Key {
@@ -83,12 +92,48 @@ struct Key {
     void (*set)(ReplayConfig&, const std::string& key, const Json& value);
 };
 
-constexpr std::array<Key, 8> kKeys{{
+void set_clock(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    const std::string text = string_of(key, value);
+    constexpr std::string_view kWindow = "window:";
+    if (text == "off" || text == "blocking") {
+        config.clock = text == "off" ? ClockKind::off : ClockKind::blocking;
+        config.window = 0;
+        return;
+    }
+    const auto size = text.starts_with(kWindow) ? parse_number(text.substr(kWindow.size())) : std::nullopt;
+    if (!size || *size == 0 || *size > kMaxWindow) {
+        refuse(key, fmt::format("'{}' is not one of blocking, window:N (N accesses in flight, 1 to {}), off",
+                                text, kMaxWindow));
+    }
+    config.clock = ClockKind::window;
+    config.window = static_cast<unsigned>(*size);
+}
+
+std::string clock_text(const ReplayConfig& config)
+{
+    switch (config.clock) {
+    case ClockKind::off: return "off";
+    case ClockKind::blocking: return "blocking";
+    case ClockKind::window: break;
+    }
+    return fmt::format("window:{}", config.window);
+}
+
+void set_program_uses_caches(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    config.program_uses_caches = boolean_of(key, value);
+}
+
+constexpr std::array<Key, 11> kKeys{{
     {"mode", set_mode},
     {"p2m", set_p2m},
     {"policy",
      [](auto& config, const auto& key, const auto& value) { config.policy = string_of(key, value); }},
     {"shadow.populate", set_populate},
+    {"cpu", [](auto& config, const auto& key, const auto& value) { config.cpu = string_of(key, value); }},
+    {"clock", set_clock},
+    {"data_caches.program", set_program_uses_caches},
     {"check", set_check},
     {"audit", [](auto& config, const auto& key, const auto& value) { config.audit = count_of(key, value); }},
     {"skip", [](auto& config, const auto& key, const auto& value) { config.skip = count_of(key, value); }},
@@ -119,7 +164,7 @@ void apply_at(ReplayConfig& config, const std::string& path, const Json& value)
     for (const Key& key : kKeys) {
         if (path == key.path) return key.set(config, path, value);
     }
-    const bool inner = path.empty() || path == "shadow";
+    const bool inner = path.empty() || path == "shadow" || path == "data_caches";
     if (!inner) refuse(path, "is not known; `mmusim config --print` shows all keys");
     if (!value.is_object()) refuse(path, fmt::format("must be an object, but is {}", value.type_name()));
     for (const auto& [name, member] : value.items()) {
@@ -136,6 +181,9 @@ nlohmann::ordered_json to_json(const ReplayConfig& config)
         {"p2m", config.p2m ? to_string(*config.p2m) : "header"},
         {"policy", config.policy},
         {"shadow", {{"populate", config.populate == Populate::leaf ? "leaf" : "step"}}},
+        {"cpu", config.cpu},
+        {"clock", clock_text(config)},
+        {"data_caches", {{"program", config.program_uses_caches}}},
         {"check", config.check},
         {"audit", config.audit},
         {"skip", config.skip},

@@ -23,6 +23,10 @@ MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& conf
     machine.mode = config.mode;
     machine.policy = catalog.find(config.policy);
     machine.populate = config.populate;
+    machine.cpu = std::make_shared<const CpuProfile>(find_cpu_profile(config.cpu));
+    machine.clock = config.clock;
+    machine.window = config.window;
+    machine.program_uses_caches = config.program_uses_caches;
     return machine;
 }
 
@@ -150,6 +154,7 @@ Operand Replayer::operand_of(const AccessRecord& access) const
     operand.bytes = access.bytes;
     operand.kind = access.rmw ? AccessKind::write : access.kind;
     operand.implicit = access.implicit;
+    operand.gap = access.gap;
     operand.user_mode = access.cpl.value_or(registers.cpl) == 3 && !access.implicit;
     if (access.segment) {
         operand.segmented = {*access.segment,
@@ -321,6 +326,7 @@ void Replayer::replay_record(const SetRecord& record)
 
 void Replayer::replay_record(const RegisterWriteRecord& record)
 {
+    machine_.gap(record.gap);
     using Target = RegisterWriteRecord::Target;
     std::optional<Exception> exception;
     switch (record.target) {
@@ -339,6 +345,7 @@ void Replayer::replay_record(const RegisterWriteRecord& record)
 
 void Replayer::replay_record(const InvlpgRecord& record)
 {
+    machine_.gap(record.gap);
     const Registers& registers = machine_.registers(record.vcpu);
     const LinearAddress address{address_within(record.address, registers, "la")};
     const auto exception = machine_.invlpg(record.vcpu, address);
@@ -347,6 +354,7 @@ void Replayer::replay_record(const InvlpgRecord& record)
 
 void Replayer::replay_record(const InvpcidRecord& record)
 {
+    machine_.gap(record.gap);
     const Registers& registers = machine_.registers(record.vcpu);
     const LinearAddress address{address_within(record.address, registers, "la")};
     const auto exception = machine_.invpcid(record.vcpu, record.type, record.pcid, address);

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mmusim/replay/statistics.hpp>
 
+#include <array>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include <mmusim/version.hpp>
@@ -10,6 +15,14 @@ namespace mmusim {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+/// Calls `visit` for each pair of elements. What has not been counted yet has none: zeros.
+template <class Mine, class Theirs, class Visit>
+void for_each_pair(std::vector<Mine>& mine, const std::vector<Theirs>& theirs, Visit visit)
+{
+    if (mine.size() < theirs.size()) mine.resize(theirs.size());
+    for (std::size_t i = 0; i < theirs.size(); ++i) visit(mine[i], theirs[i]);
+}
 
 /// Calls `visit(mine, theirs)` for each count of two statistics, and `visit_gauge` for each gauge.
 template <class Mine, class Theirs, class Count, class Gauge>
@@ -24,6 +37,20 @@ void for_each_pair(Mine& mine, Theirs& theirs, Count count, Gauge gauge)
     count(mine.checks.mismatched, theirs.checks.mismatched);
     count(mine.hardware.walks, theirs.hardware.walks);
     count(mine.hardware.memory_references, theirs.hardware.memory_references);
+    for_each_pair(mine.hardware.tlbs, theirs.hardware.tlbs, [&](auto& one, auto& other) {
+        count(one.lookups, other.lookups);
+        count(one.hits, other.hits);
+        count(one.dirty_walks, other.dirty_walks);
+        count(one.denied, other.denied);
+        count(one.fills, other.fills);
+        count(one.evictions, other.evictions);
+    });
+    for (std::size_t i = 0; i < mine.hardware.paging_structure_caches.size(); ++i) {
+        count(mine.hardware.paging_structure_caches[i].lookups,
+              theirs.hardware.paging_structure_caches[i].lookups);
+        count(mine.hardware.paging_structure_caches[i].hits, theirs.hardware.paging_structure_caches[i].hits);
+    }
+    for_each_pair(mine.hardware.cycles, theirs.hardware.cycles, count);
     for (const ShadowCounterName& counter : kShadowCounterNames) {
         auto& one = mine.shadow.*counter.member;
         auto& other = theirs.shadow.*counter.member;
@@ -35,8 +62,74 @@ void for_each_pair(Mine& mine, Theirs& theirs, Count count, Gauge gauge)
     }
 }
 
+Json hits_of(std::uint64_t lookups, std::uint64_t hits)
+{
+    return {{"lookups", lookups}, {"hits", hits}};
+}
+
+Json tlb_json(const TlbCounters& counters)
+{
+    Json json = hits_of(counters.lookups, counters.hits);
+    json["dirty_walks"] = counters.dirty_walks;
+    json["denied"] = counters.denied;
+    json["fills"] = counters.fills;
+    json["evictions"] = counters.evictions;
+    return json;
+}
+
+/// What the public names stand for: "l1i", "l1d" and "l2" add up the profile's TLBs of that level that serve
+/// fetches alone, anything else, or anything; where that is more than one, each is there by its own name too.
+Json tlbs_json(const StatisticsDocument& document, const MachineCounters& hardware)
+{
+    Json json = Json::object();
+    const std::vector<TlbSpec>& specs = document.cpu->tlbs.tlbs;
+    const auto public_name = [](const TlbSpec& spec) -> std::string {
+        if (spec.level != 1) return fmt::format("l{}", spec.level);
+        return spec.fetches && !spec.loads && !spec.stores ? "l1i" : "l1d";
+    };
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+        const std::string name = public_name(specs[i]);
+        if (json.contains(name)) continue;
+        TlbCounters sum;
+        unsigned parts = 0;
+        Json by_name = Json::object();
+        for (std::size_t j = i; j < specs.size(); ++j) {
+            if (public_name(specs[j]) != name) continue;
+            sum.add(hardware.tlbs[j]);
+            by_name[specs[j].name] = tlb_json(hardware.tlbs[j]);
+            ++parts;
+        }
+        json[name] = tlb_json(sum);
+        if (parts > 1) json[name]["parts"] = std::move(by_name);
+    }
+    return json;
+}
+
+/// Cycles whose cause is a walk: those with a label "walk.…".
+Cycles walk_cycles(const CycleLabels& labels, const std::vector<Cycles>& by_label)
+{
+    Cycles sum = 0;
+    for (std::size_t i = 0; i < by_label.size(); ++i) {
+        if (labels.name(static_cast<Label>(i)).starts_with("walk.")) sum += by_label[i];
+    }
+    return sum;
+}
+
+Json cycles_json(const StatisticsDocument& document, const std::vector<Cycles>& by_label)
+{
+    Json by = Json::object();
+    Cycles total = 0;
+    for (std::size_t i = 0; i < by_label.size(); ++i) {
+        const auto label = static_cast<Label>(i);
+        if (!document.shadow && CycleLabels::of_hypervisor(label)) continue;
+        by[document.labels.name(label)] = by_label[i];
+        total += by_label[i];
+    }
+    return {{"total", total}, {"by", std::move(by)}};
+}
+
 /// The members that the whole and each phase have.
-void add_counters(Json& json, const Statistics& statistics, bool shadow)
+void add_counters(Json& json, const StatisticsDocument& document, const Statistics& statistics)
 {
     json["accesses"] = {{"total", statistics.accesses.total()},
                         {"fetch", statistics.accesses.fetch},
@@ -44,9 +137,25 @@ void add_counters(Json& json, const Statistics& statistics, bool shadow)
                         {"write", statistics.accesses.write}};
     json["guest_faults"] = statistics.guest_faults;
     json["checks"] = {{"checked", statistics.checks.checked}, {"mismatched", statistics.checks.mismatched}};
-    json["walks"] = {{"count", statistics.hardware.walks},
-                     {"memory_references", statistics.hardware.memory_references}};
-    if (!shadow) return;
+    const MachineCounters& hardware = statistics.hardware;
+    const bool timed = !hardware.cycles.empty();
+    if (timed) json["cycles"] = cycles_json(document, hardware.cycles);
+    if (document.cpu != nullptr && !document.cpu->tlbs.tlbs.empty() && !hardware.tlbs.empty()) {
+        json["tlb"] = tlbs_json(document, hardware);
+    }
+    if (document.cpu != nullptr && !document.cpu->tlbs.paging_structure_caches.empty()) {
+        constexpr std::array<const char*, kMaxLevels + 1> kNames{"", "", "pde", "pdpte", "pml4e", "pml5e"};
+        Json caches = Json::object();
+        for (const PagingStructureCacheSpec& spec : document.cpu->tlbs.paging_structure_caches) {
+            const auto level = static_cast<std::size_t>(spec.level);
+            const auto& counters = hardware.paging_structure_caches[level];
+            caches[kNames[level]] = hits_of(counters.lookups, counters.hits);
+        }
+        json["paging_structure_cache"] = std::move(caches);
+    }
+    json["walks"] = {{"count", hardware.walks}, {"memory_references", hardware.memory_references}};
+    if (timed) json["walks"]["cycles"] = walk_cycles(document.labels, hardware.cycles);
+    if (!document.shadow) return;
     Json counters = Json::object();
     for (const ShadowCounterName& counter : kShadowCounterNames) {
         counters[std::string{counter.name}] = statistics.shadow.*counter.member;
@@ -81,11 +190,11 @@ nlohmann::ordered_json to_json(const StatisticsDocument& document)
     if (document.config != nullptr) json["config"] = *document.config;
     json["trace"] = {{"name", document.trace_name}, {"records", document.total.records}};
     if (!document.trace_sha256.empty()) json["trace"]["sha256"] = document.trace_sha256;
-    add_counters(json, document.total, document.shadow);
+    add_counters(json, document, document.total);
     json["phases"] = Json::array();
     for (const Phase& phase : document.phases) {
         Json entry{{"name", phase.name}};
-        add_counters(entry, phase.statistics, document.shadow);
+        add_counters(entry, document, phase.statistics);
         json["phases"].push_back(std::move(entry));
     }
     const double seconds = document.host.seconds;

@@ -24,6 +24,15 @@ Mfn frame_in(std::uint64_t entry)
     return Mfn{(entry & pte::kFrame) >> kPageShift};
 }
 
+/// Whether a cached copy of `old` permits or answers what `now` does not.
+bool takes_away(std::uint64_t old, std::uint64_t now)
+{
+    if ((old & pte::kPresent) == 0) return false;
+    constexpr std::uint64_t kSame = pte::kPresent | pte::kFrame | pte::kKey | pte::kPageSize;
+    constexpr std::uint64_t kGrants = pte::kWritable | pte::kUser;
+    return ((old ^ now) & kSame) != 0 || (old & ~now & kGrants) != 0 || (now & ~old & pte::kNoExecute) != 0;
+}
+
 bool maps_writable(std::uint64_t entry)
 {
     constexpr std::uint64_t kBoth = pte::kPresent | pte::kWritable;
@@ -164,6 +173,8 @@ std::uint64_t ShadowCache::entry(ShadowSlot slot) const
 
 void ShadowCache::store(ShadowSlot slot, std::uint64_t entry)
 {
+    flush_due_ |= takes_away(this->entry(slot), entry);
+    ++entries_written_;
     machine_->store(frame_of(slot).number(), offset_of(slot), entry);
 }
 

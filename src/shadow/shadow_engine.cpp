@@ -94,6 +94,7 @@ void ShadowEngine::release_roots(Roots& roots)
 void ShadowEngine::load_roots(unsigned vcpu, const GuestContext& guest)
 {
     Roots& roots = roots_[vcpu];
+    ++work_.roots_loaded;
     if (roots.paging != guest.paging) release_roots(roots);
     roots.paging = guest.paging;
     const bool off = guest.paging == Paging::off;
@@ -147,6 +148,22 @@ void ShadowEngine::blow()
     for (const ShadowId id : cache_.all()) {
         if (cache_[id].alive()) cache_.unpin(id);
     }
+}
+
+bool ShadowEngine::splintered(unsigned vcpu, LinearAddress address)
+{
+    bool found = false;
+    in_mode(*this, roots_[vcpu].paging, [&](auto mmu) { found = mmu.splintered(vcpu, address); });
+    return found;
+}
+
+ShadowWork ShadowEngine::work() const
+{
+    ShadowWork work = work_;
+    work.faults = counters_.fault;
+    work.shadows_made = counters_.alloc;
+    work.entries_written = cache_.entries_written();
+    return work;
 }
 
 WalkRoot<space::Machine> ShadowEngine::hardware_root(unsigned vcpu) const

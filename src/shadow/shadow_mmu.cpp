@@ -165,6 +165,7 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
 {
     ++e_->counters_.guest_walk;
     const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::set, path);
+    e_->work_.guest_entries_read += static_cast<std::uint64_t>(Guest.root_level() - path.lowest + 1);
     if (!walked) {
         e_->flush(vcpu, GuestFlush::page_fault, access.address);
         return walked;
@@ -180,13 +181,20 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
 }
 
 template <PagingMode Guest>
+FaultAnswer ShadowMmu<Guest>::emulated_at(GuestPhysical address)
+{
+    ++e_->work_.emulated;
+    return {FaultAnswer::Kind::emulated, {}, address};
+}
+
+template <PagingMode Guest>
 FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
                                               const Access& access)
 {
     WalkPath<space::GuestPhysical> path;
     const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
     if (!walked) return {FaultAnswer::Kind::guest, walked.error(), {}};
-    return {FaultAnswer::Kind::emulated, {}, walked->address};
+    return emulated_at(walked->address);
 }
 
 template <PagingMode Guest>
@@ -206,7 +214,7 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
     const auto mfn = e_->p2m_->mfn_of(page);
     if (!mfn) {
         ++counters.fault_mmio;
-        return {FaultAnswer::Kind::emulated, {}, walked->address};
+        return emulated_at(walked->address);
     }
 
     // The path, from the root to the level-1 table. Below a superpage's entry it is fabricated.
@@ -237,14 +245,14 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
     const bool protect = e_->traps_writes_to(page);
     if (protect && access.kind == AccessKind::write) {
         ++counters.fault_emulate_write;
-        return {FaultAnswer::Kind::emulated, {}, walked->address};
+        return emulated_at(walked->address);
     }
     // The hardware runs with CR0.WP set: what only a clear one permits has to be done for the guest.
     RightsControl hardware = guest.rules.control;
     hardware.write_protect = true;
     if (denied(walked->rights, hardware, access) != 0) {
         ++counters.fault_emulate_wp;
-        return {FaultAnswer::Kind::emulated, {}, walked->address};
+        return emulated_at(walked->address);
     }
 
     std::uint64_t flags = kSplinterFlags;
@@ -274,6 +282,17 @@ void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address)
         }
         at = child;
     }
+}
+
+template <PagingMode Guest>
+bool ShadowMmu<Guest>::splintered(unsigned vcpu, LinearAddress address)
+{
+    ShadowId at = root_slot(vcpu, address);
+    for (int level = Guest.root_level(); at != kNoShadow && level > 1; --level) {
+        at = e_->cache_.child(slot_of(at, level, address));
+        if (at != kNoShadow && e_->cache_[at].key.type.splinter) return true;
+    }
+    return false;
 }
 
 template <PagingMode Guest>

@@ -25,6 +25,7 @@ public:
                                               const Access& access);
     void load_roots(unsigned vcpu, const GuestContext& guest);
     void drop_entry(unsigned vcpu, LinearAddress address);
+    [[nodiscard]] bool splintered(unsigned vcpu, LinearAddress address);
     /// Guest entries in bytes [first, last] of the shadow's frame have changed: propagates each.
     void validate(ShadowId shadow, unsigned first, unsigned last);
     void audit_entries(ShadowId shadow, std::vector<std::string>& violations) const;
@@ -48,6 +49,7 @@ private:
     [[nodiscard]] GuestWalk walk_guest(Tables& tables, unsigned vcpu, const GuestContext& guest,
                                        const Access& access, WalkPath<space::GuestPhysical>& path);
     [[nodiscard]] ShadowId& root_slot(unsigned vcpu, LinearAddress address);
+    [[nodiscard]] FaultAnswer emulated_at(GuestPhysical address);
     [[nodiscard]] ShadowId find_or_create(const ShadowKey& key);
     void load_root(ShadowId& slot, const ShadowKey* wanted);
     [[nodiscard]] const ShadowKey* root_key(const GuestContext& guest, unsigned slot, ShadowKey& key) const;

@@ -20,12 +20,13 @@ awk '
 BEGIN {
     # The floors. A new room gets its line here.
     floor["words"] = 0
-    floor["pagewalk"] = 1; floor["tlb"] = 1; floor["timing"] = 1; floor["p2m"] = 1
-    floor["shadow"] = 2; floor["pv_audit"] = 2
-    floor["machine"] = 3
-    floor["trace"] = 4
-    floor["replay"] = 5
-    floor["tools"] = 6; floor["bench"] = 6; floor["examples"] = 6
+    floor["storage"] = 1; floor["pagewalk"] = 1; floor["p2m"] = 1
+    floor["tlb"] = 2; floor["timing"] = 2; floor["coherence"] = 2; floor["shadow"] = 2; floor["pv_audit"] = 2
+    floor["cpu"] = 3
+    floor["machine"] = 4
+    floor["trace"] = 5
+    floor["replay"] = 6
+    floor["tools"] = 7; floor["bench"] = 7; floor["examples"] = 7
 }
 function complain(line, what) {
     print file ":" line ": " what

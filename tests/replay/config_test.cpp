@@ -38,6 +38,10 @@ std::vector<ReplayConfig> some_configs()
     all.p2m = parse_p2m_layout("shuffled:7");
     all.policy = "tlb-like";
     all.populate = Populate::step;
+    all.cpu = "zen2";
+    all.clock = ClockKind::window;
+    all.window = 12;
+    all.program_uses_caches = false;
     all.check = true;
     all.audit = 1000;
     all.skip = ~std::uint64_t{0};
@@ -115,6 +119,7 @@ TEST_CASE("the JSON of a configuration has every key, with its default", "[repla
 {
     CHECK(to_json(ReplayConfig{}).dump() ==
           R"({"mode":"shadow","p2m":"header","policy":"write-protect","shadow":{"populate":"leaf"},)"
+          R"("cpu":"golden_cove","clock":"blocking","data_caches":{"program":true},)"
           R"("check":false,"audit":0,"skip":0,"limit":null})");
 }
 

@@ -143,9 +143,12 @@ struct Outcome {
     std::uint64_t records = 0;  ///< read, with the one that the error is about
 };
 
+/// Without TLBs and clock: every access is walked. What those change has tests of its own.
 inline ReplayConfig checking()
 {
     ReplayConfig config;
+    config.cpu = "none";
+    config.clock = ClockKind::off;
     config.check = true;
     return config;
 }

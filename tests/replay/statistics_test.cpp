@@ -218,7 +218,11 @@ TEST_CASE("statistics add counts and keep the later gauge", "[replay][statistics
     one.accesses = {1, 2, 3};
     one.guest_faults = 4;
     one.checks = {5, 6};
-    one.hardware = {7, 8};
+    one.hardware.walks = 7;
+    one.hardware.memory_references = 8;
+    one.hardware.tlbs = {{1, 2, 3, 4, 5, 6}};
+    one.hardware.paging_structure_caches[3] = {9, 8};
+    one.hardware.cycles = {10, 20};
     std::uint64_t next = 10;
     for (const ShadowCounterName& counter : kShadowCounterNames) one.shadow.*counter.member = next++;
     Statistics two = one;
@@ -229,7 +233,11 @@ TEST_CASE("statistics add counts and keep the later gauge", "[replay][statistics
     CHECK(sum.accesses == Statistics::Accesses{2, 4, 6});
     CHECK(sum.guest_faults == 8);
     CHECK(sum.checks == Statistics::Checks{10, 12});
-    CHECK(sum.hardware == MachineCounters{14, 16});
+    CHECK(sum.hardware.walks == 14);
+    CHECK(sum.hardware.memory_references == 16);
+    CHECK(sum.hardware.tlbs == std::vector<TlbCounters>{{2, 4, 6, 8, 10, 12}});
+    CHECK(sum.hardware.paging_structure_caches[3] == PagingStructureCacheCounters{18, 16});
+    CHECK(sum.hardware.cycles == std::vector<Cycles>{20, 40});
     CHECK(sum.shadow.alloc == 20);
     CHECK(sum.shadow.alloc_count == 3);
     const Statistics back = sum.since(one);

@@ -24,13 +24,16 @@ ReplayConfig ConfigOptions::effective() const
     if (mode) options["mode"] = *mode;
     if (p2m) options["p2m"] = *p2m;
     if (policy) options["policy"] = *policy;
+    if (cpu) options["cpu"] = *cpu;
+    if (clock) options["clock"] = *clock;
     if (check) options["check"] = true;
     if (audit) options["audit"] = *audit;
     if (limit) options["limit"] = *limit;
     if (skip) options["skip"] = *skip;
     apply_document(config, options);
-    // An unknown policy is found here, before any trace is opened.
+    // An unknown policy or CPU is found here, before any trace is opened.
     static_cast<void>(builtin_shadow_policies().find(config.policy));
+    static_cast<void>(find_cpu_profile(config.cpu));
     return config;
 }
 

@@ -45,6 +45,12 @@ void add_config_options(CLI::App& verb, tool::ConfigOptions& options)
         ->type_name("LAYOUT");
     verb.add_option("--policy", options.policy, "shadow policy; `mmusim policies` lists them")
         ->type_name("NAME");
+    verb.add_option("--cpu", options.cpu,
+                    "CPU profile: a name that `mmusim cpus` lists, or a file (default: golden_cove)")
+        ->type_name("NAME|FILE");
+    verb.add_option("--clock", options.clock,
+                    "blocking (default: one access at a time), window:N (up to N in flight) or off")
+        ->type_name("CLOCK");
     verb.add_option("--set", options.settings, "any key of the configuration; repeatable")
         ->type_name("KEY.PATH=VALUE")
         ->expected(1)
@@ -143,6 +149,17 @@ try {
     CLI::App* policies_verb = app.add_subcommand("policies", "List the shadow policies");
     policies_verb->footer("Example:\n  mmusim policies");
 
+    tool::CpusOptions cpus;
+    CLI::App* cpus_verb = app.add_subcommand("cpus", "List the CPU profiles, or show one");
+    CLI::Option* profile = cpus_verb->add_option("profile", cpus.profile, "name of a profile, or a file");
+    cpus_verb->add_flag("--json", cpus.json, "print the profile's file, to start one's own from")
+        ->needs(profile);
+    cpus_verb->footer(
+        "Examples:\n"
+        "  mmusim cpus\n"
+        "  mmusim cpus golden_cove\n"
+        "  mmusim cpus golden_cove --json");
+
     tool::ConfigOptions config;
     bool print = false;
     CLI::App* config_verb = app.add_subcommand("config", "Show the effective configuration");
@@ -164,6 +181,7 @@ try {
     if (*info_verb) return finished(tool::trace_info(trace));
     if (*validate_verb) return finished(tool::trace_validate(trace));
     if (*policies_verb) return finished(tool::policies());
+    if (*cpus_verb) return finished(tool::cpus(cpus));
     if (*config_verb) return finished(tool::config_print(config));
     if (*version_verb) return finished(tool::version());
     return no_verb(*trace_verb ? "mmusim trace" : "mmusim");

@@ -3,11 +3,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -99,6 +102,35 @@ void print_mismatches(std::FILE* out, const Replayer& replayer)
     if (more > 0) fmt::print(out, "... and {} more\n", grouped(more));
 }
 
+void print_hardware(std::FILE* out, const ReplayConfig& config, const StatisticsDocument& document)
+{
+    const MachineCounters& hardware = document.total.hardware;
+    const auto share = [](std::uint64_t part, std::uint64_t whole) {
+        return whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);
+    };
+    for (std::size_t i = 0; i < hardware.tlbs.size(); ++i) {
+        const TlbCounters& tlb = hardware.tlbs[i];
+        fmt::print(out, "{:<15}{} lookups, {:.2f} % hits\n",
+                   fmt::format("TLB {}", document.cpu->tlbs.tlbs[i].name), grouped(tlb.lookups),
+                   share(tlb.hits, tlb.lookups));
+    }
+    if (hardware.cycles.empty()) return;
+    Cycles total = 0;
+    std::vector<std::pair<Cycles, std::string>> causes;
+    for (std::size_t i = 0; i < hardware.cycles.size(); ++i) {
+        total += hardware.cycles[i];
+        causes.emplace_back(hardware.cycles[i], document.labels.name(static_cast<Label>(i)));
+    }
+    std::stable_sort(causes.begin(), causes.end(),
+                     [](const auto& one, const auto& other) { return one.first > other.first; });
+    std::string most;
+    for (std::size_t i = 0; i < causes.size() && i < 5 && causes[i].first > 0; ++i) {
+        most += fmt::format("{}{} {:.1f} %", i == 0 ? "" : ", ", causes[i].second,
+                            share(causes[i].first, total));
+    }
+    fmt::print(out, "{:<15}{} on {}: {}\n", "cycles", grouped(total), config.cpu, most);
+}
+
 void print_summary(std::FILE* out, const TraceHeader& header, const ReplayConfig& config,
                    const StatisticsDocument& document)
 {
@@ -117,6 +149,7 @@ void print_summary(std::FILE* out, const TraceHeader& header, const ReplayConfig
     line("guest faults", fmt::format("{} page faults", grouped(total.guest_faults)));
     line("walks", fmt::format("{} by hardware, {} table entries read", grouped(total.hardware.walks),
                               grouped(total.hardware.memory_references)));
+    print_hardware(out, config, document);
     if (document.shadow) {
         const ShadowCounters& shadow = total.shadow;
         line("shadow faults",
@@ -191,6 +224,8 @@ int replay(const ReplayOptions& options)
         replayer.finish();
         document.complete = ending.error.empty();
         document.total = replayer.total();
+        document.cpu = replayer.machine().config().cpu;
+        document.labels = replayer.machine().cycle_labels();
         document.phases = replayer.phases();
         document.host = {seconds_since(start), peak_memory_bytes()};
 

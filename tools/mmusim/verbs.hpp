@@ -24,6 +24,8 @@ struct ConfigOptions {
     std::optional<std::string> mode;
     std::optional<std::string> p2m;
     std::optional<std::string> policy;
+    std::optional<std::string> cpu;
+    std::optional<std::string> clock;
     std::vector<std::string> settings;
     bool check = false;
     std::optional<std::uint64_t> audit;
@@ -55,6 +57,12 @@ int walk(const WalkOptions& options);
 int trace_info(const std::string& trace);
 int trace_validate(const std::string& trace);
 int policies();
+
+struct CpusOptions {
+    std::string profile;  ///< a name or a file; empty: list them
+    bool json = false;    ///< the text of the profile itself
+};
+int cpus(const CpusOptions& options);
 int config_print(const ConfigOptions& options);
 int version();
 

@@ -8,6 +8,9 @@
 // is two translations, both needed before either counts, and where any translation faults, no memory
 // and no dirty bit has changed. An exit to the hypervisor starts the instruction again.
 //
+// Each vCPU has an Mmu of the CPU profile. With a clock, what happens takes its time on it: accesses through
+// the front end, everything else between them (docs/timing.md).
+//
 // Guest-visible faults are values. An access under a paging mode that the machine's mode excludes
 // throws ModeMismatch. One machine belongs to one thread.
 #pragma once
@@ -24,6 +27,8 @@
 
 #include <boost/container/small_vector.hpp>
 
+#include <mmusim/cpu/cpu_profile.hpp>
+#include <mmusim/cpu/mmu.hpp>
 #include <mmusim/p2m/guest_memory.hpp>
 #include <mmusim/p2m/p2m.hpp>
 #include <mmusim/pagewalk/machine_tables.hpp>
@@ -63,6 +68,10 @@ struct MachineConfig {
     TranslationMode mode = TranslationMode::shadow;
     ShadowPolicyFactory policy;  ///< not used in native mode
     Populate populate = Populate::leaf;
+    std::shared_ptr<const CpuProfile> cpu;  ///< null: nothing is cached, every access walks
+    ClockKind clock = ClockKind::off;
+    unsigned window = 0;              ///< accesses in flight, for ClockKind::window
+    bool program_uses_caches = true;  ///< the program's own accesses go through the data caches
 };
 
 /// An offset in a segment.
@@ -79,6 +88,16 @@ struct Operand {
     bool user_mode = false;
     bool implicit = false;
     std::optional<SegmentedAddress> segmented = {};  ///< if set, the segmentation unit makes the address
+    std::uint64_t gap = 0;                           ///< instructions before it; for the clock
+};
+
+/// An access of a stream: what most operands are, in 16 bytes.
+struct StreamAccess {
+    LinearAddress address;
+    std::uint32_t gap = 0;    ///< instructions before it; for the clock
+    std::uint16_t bytes = 1;  ///< 1 to 4096
+    AccessKind kind = AccessKind::read;
+    bool user_mode = false;
 };
 
 /// Where an operand is in guest-physical memory: in one page or in two. Without padding: the copies that
@@ -105,9 +124,13 @@ struct Execution {
 /// Where an instruction starts again after an exit.
 enum class Restart : std::uint8_t { instruction, operand };
 
+/// What the hardware did, over all vCPUs.
 struct MachineCounters {
     std::uint64_t walks = 0;              ///< walks by the hardware
     std::uint64_t memory_references = 0;  ///< table entries that these read
+    std::vector<TlbCounters> tlbs;        ///< as the profile lists them
+    std::array<PagingStructureCacheCounters, kMaxLevels + 1> paging_structure_caches{};  ///< by level
+    std::vector<Cycles> cycles;  ///< by label; empty: no clock
 
     friend bool operator==(const MachineCounters&, const MachineCounters&) = default;
 };
@@ -128,9 +151,14 @@ public:
     [[nodiscard]] Result<Placed, Exception> access(unsigned vcpu, const Operand& operand);
     /// Several operands as one instruction. `result` is overwritten.
     void execute(unsigned vcpu, std::span<const Operand> operands, Restart restart, Execution& result);
+    /// Accesses one after another, for what they do to the hardware; the number that raised an exception.
+    std::uint64_t run(unsigned vcpu, std::span<const StreamAccess> accesses);
     /// Completes a write or a read that was placed.
     void store(const Placed& placed, std::span<const std::byte> bytes);
     void load(const Placed& placed, std::span<std::byte> bytes) const;
+
+    /// Instructions that retire before the vCPU's next register load or invalidation; for the clock.
+    void gap(std::uint64_t instructions) { gap_ = instructions; }
 
     /// Each returns the exception instead of which nothing else happened.
     [[nodiscard]] std::optional<Exception> mov_cr0(unsigned vcpu, std::uint64_t value);
@@ -167,20 +195,19 @@ public:
     [[nodiscard]] const GuestMemory& memory() const { return guest_memory_; }
     /// The memory whose tables the hardware walks.
     [[nodiscard]] const SparseMemory& table_memory() const { return *table_memory_; }
-    [[nodiscard]] MachineCounters counters() const { return {walks_, tables_.loads()}; }
+    [[nodiscard]] MachineCounters counters() const;
+    /// Null without a clock.
+    [[nodiscard]] const Clock* clock() const { return clock_ ? &*clock_ : nullptr; }
+    [[nodiscard]] const CycleLabels& cycle_labels() const { return labels_; }
+    [[nodiscard]] const Mmu& mmu(unsigned vcpu) const { return *vcpus_[vcpu].mmu; }
     /// Null in native mode.
     [[nodiscard]] const ShadowEngine* shadow() const { return shadow_.get(); }
     /// The guest's own translation state, as the hypervisor's walk uses it.
     [[nodiscard]] const GuestContext& guest_context(unsigned vcpu) const { return vcpus_[vcpu].guest; }
-    /// The walk that the hardware would do now: mode, rules and root. Paging::off: none.
-    struct HardwareContext {
-        Paging paging = Paging::off;
-        WalkRules rules;
-        WalkRoot<space::Machine> root;
-    };
+    /// The walk that the hardware would do now.
     [[nodiscard]] const HardwareContext& hardware_context(unsigned vcpu) const
     {
-        return vcpus_[vcpu].hardware;
+        return vcpus_[vcpu].mmu->context();
     }
 
     /// Violated invariants, as sentences.
@@ -191,8 +218,9 @@ private:
         Registers registers;
         std::array<std::uint64_t, 4> pdptes{};
         GuestContext guest;
-        HardwareContext hardware;
-        bool fits = true;  ///< the guest's paging is one that the machine's mode translates
+        std::unique_ptr<Mmu> mmu;
+        bool fits = true;         ///< the guest's paging is one that the machine's mode translates
+        bool paging_off = false;  ///< natively: a linear address is the machine's
         bool long_mode = false;
         unsigned linear_bits = 32;
     };
@@ -201,6 +229,7 @@ private:
         enum class Kind : std::uint8_t { done, emulated, fault, retry };
         Kind kind = Kind::done;
         GuestPhysical address;
+        std::uint64_t machine = 0;  ///< where that is; of `done`
     };
     struct PageAccess {
         Access access;
@@ -208,25 +237,66 @@ private:
         std::uint32_t operand = 0;
     };
 
+    /// The operand that is in flight, with a clock: the way of its translation that was ready last.
+    struct Flight {
+        Cycles issued = 0;
+        Passage passage;
+    };
+
+    /// SDM vol. 2, INVPCID.
+    enum class InvpcidType : std::uint8_t { address, context, all_with_globals, all_without_globals };
+
     [[nodiscard]] bool native() const { return config_.mode == TranslationMode::native; }
-    void make_shadow_engine();
+    void start();
     void refresh(unsigned vcpu);
-    void refresh_hardware_root(unsigned vcpu);
+    /// Gives the hardware the engine's root; whether that is another one.
+    bool adopt_root(unsigned vcpu);
     [[nodiscard]] std::optional<Exception> load_pdptes(const Registers& registers,
                                                        std::array<std::uint64_t, 4>& pdptes) const;
-    [[nodiscard]] std::optional<Exception> commit(unsigned vcpu, const RegisterLoad& load, bool loads_cr3);
-    void flush(unsigned vcpu, GuestFlush kind, LinearAddress address = {});
+    /// Which register is loaded, and for CR3 whether bit 63 asks for no flush.
+    enum class Load : std::uint8_t { control, cr3, cr3_noflush };
+    [[nodiscard]] std::optional<Exception> commit(unsigned vcpu, const RegisterLoad& load, Load what);
+    void flush_natively(unsigned vcpu, const Registers& old, FlushScope due, Load what);
+    // What the guest flushes, flushed in the shadows; whether the vCPU's hardware has to be flushed whole.
+    bool flush_shadows(unsigned vcpu, FlushScope due, Load what);
+    bool flush_shadow_page(unsigned vcpu, LinearAddress address);
+    void flush_hardware(unsigned vcpu);
+    void invpcid_natively(unsigned vcpu, InvpcidType type, unsigned pcid, LinearAddress address);
+    /// Runs `work` as the hypervisor: exit, what the work costs, flushes of the hardware, entry. `work` says
+    /// whether the vCPU's hardware has to be flushed whole.
+    template <class Work>
+    void in_hypervisor(unsigned vcpu, Work work);
+    /// The hardware's part of what the engine has changed.
+    void settle(unsigned vcpu, bool flush_due = false);
+    void settle_all();
+    /// Charges what the engine has done since `before`.
+    void charge(const ShadowWork& before);
+    void system_instruction(Label label, Cycles cycles);
+    /// Drops what is cached of a page that is going to fault.
+    void drop_before_fault(unsigned vcpu, LinearAddress address);
+    void forget(Gfn frame);
     [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;
     [[nodiscard]] static Access access_of(const Operand& operand, LinearAddress address);
     void split(const Vcpu& vcpu, const Operand& operand, LinearAddress address, std::uint32_t index);
-    [[nodiscard]] Result<Translation<space::Machine>, PageFault> hardware_walk(const Vcpu& vcpu,
-                                                                               const Access& access);
     /// The guest's own walk as it would end now; changes nothing.
     [[nodiscard]] Result<Translation<space::GuestPhysical>, PageFault> guest_walk(const Vcpu& vcpu,
                                                                                   const Access& access);
     [[nodiscard]] Step faulted(const PageFault& fault);
     [[nodiscard]] Step step_of(const FaultAnswer& answer);
+    template <bool Timed>
     [[nodiscard]] Step translate(unsigned vcpu, const Access& access);
+    template <bool Timed>
+    [[nodiscard]] Result<Placed, Exception> access_one_page(unsigned vcpu, const Access& access,
+                                                            std::uint32_t bytes, std::uint64_t gap);
+    /// With a clock: an operand is issued, ends with its data, or is given up.
+    void take_off(std::uint64_t gap);
+    void touch_data(unsigned vcpu, AccessKind kind, LinearAddress address,
+                    std::span<const Mmu::Piece> pieces);
+    void land();
+    void emulated_store(GuestPhysical at, std::span<const std::byte> bytes);
+    [[nodiscard]] const TimingSpec& timing() const { return config_.cpu->timing; }
+    [[nodiscard]] Step missed(unsigned vcpu, const Access& access, const PageFault& fault);
+    void exit_for(unsigned vcpu, const Access& access, FaultAnswer& answer);
     [[nodiscard]] Step exit_to_hypervisor(unsigned vcpu, const Access& access);
     [[nodiscard]] Step emulate(unsigned vcpu, const Access& access);
     /// Index of the first of `pages_` that would fault now; their number if none would.
@@ -243,10 +313,14 @@ private:
     std::optional<Mfn> pool_;  ///< first machine frame for shadows; none if the guest has all
     SparseMemory* table_memory_;
     MachineTables tables_;
-    std::uint64_t walks_ = 0;
+    CycleLabels labels_;
+    std::optional<Clock> clock_;
+    Flight flight_;
+    std::uint64_t gap_ = 0;
     std::unique_ptr<ShadowEngine> shadow_;
     std::vector<Vcpu> vcpus_;
-    std::vector<PageAccess> pages_;  ///< of the instruction under way
+    std::vector<PageAccess> pages_;    ///< of the instruction under way
+    std::vector<std::uint64_t> gaps_;  ///< before its operands; 0 once they have passed
     std::vector<Step> steps_;
     Exception exception_;  ///< of the step that faulted last
 };

@@ -18,6 +18,7 @@
 // Left out: shadow stacks, HLAT, LAM, memory types.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstdint>
@@ -51,7 +52,21 @@ template <class Space>
 struct WalkRoot {
     Frame<Space> frame;                     ///< the root table's frame (not in PAE mode)
     std::array<std::uint64_t, 4> pdptes{};  ///< the PDPTE registers (PAE mode)
+
+    friend bool operator==(const WalkRoot&, const WalkRoot&) = default;
 };
+
+/// Where a walk goes on that found an upper entry in a paging-structure cache: the table to read next, of
+/// `level`, and the rights of the path to it. All entries of that path have A set.
+template <class Space>
+struct WalkResume {
+    int level = 0;
+    Frame<Space> table;
+    Rights rights;
+};
+
+/// A walk that begins at the root.
+struct FromRoot {};
 
 /// What a successful walk found.
 template <class Space>
@@ -59,7 +74,9 @@ struct Translation {
     Address<Space> address;
     unsigned page_shift = kPageShift;  ///< log2 of the page's bytes: 12, 21, 22 or 30
     Rights rights;
-    bool dirty = false;  ///< the leaf's dirty bit, after the walk
+    bool dirty = false;     ///< the leaf's dirty bit, after the walk
+    bool global = false;    ///< the leaf's G bit
+    bool assisted = false;  ///< the walk has set an accessed or dirty bit
 };
 
 /// Whether a walk sets accessed and dirty bits.
@@ -136,13 +153,29 @@ template <PagingMode Mode, int Level, TableMemory Tables, class Trail>
     way.complete = true;
 }
 
-/// Sets what is missing of the accessed bits on the way and of the leaf's dirty bit. False if an entry
-/// changed since it was read.
+/// The descent from a table of a level known at run time.
+template <PagingMode Mode, TableMemory Tables, class Trail>
+[[gnu::always_inline]] inline void descend_from(int level, Tables& tables,
+                                                Frame<typename Tables::Space> table, const EntryRules& rules,
+                                                LinearAddress address, Descent& way, Trail& trail)
+{
+    constexpr int kRoot = Mode.root_level();
+    switch (level) {
+    case 1: return descend<Mode, 1>(tables, table, rules, address, way, trail);
+    case 2: return descend<Mode, std::min(2, kRoot)>(tables, table, rules, address, way, trail);
+    case 3: return descend<Mode, std::min(3, kRoot)>(tables, table, rules, address, way, trail);
+    case 4: return descend<Mode, std::min(4, kRoot)>(tables, table, rules, address, way, trail);
+    default: return descend<Mode, kRoot>(tables, table, rules, address, way, trail);
+    }
+}
+
+/// Sets what is missing of the accessed bits on the way and of the leaf's dirty bit; the way begins at
+/// `level`, in `table`. False if an entry changed since it was read.
 template <PagingMode Mode, TableMemory Tables>
-[[nodiscard, gnu::noinline]] bool set_ad_bits(Tables& tables, Frame<typename Tables::Space> table,
+[[nodiscard, gnu::noinline]] bool set_ad_bits(Tables& tables, int level, Frame<typename Tables::Space> table,
                                               LinearAddress address, const Descent& way, bool make_dirty)
 {
-    for (int level = Mode.root_level(); level >= way.level; --level) {
+    for (; level >= way.level; --level) {
         const std::uint64_t raw = way.raw[static_cast<std::size_t>(level)];
         std::uint64_t desired = raw | pte::kAccessed;
         if (level == way.level && make_dirty) desired |= pte::kDirty;
@@ -159,19 +192,25 @@ template <PagingMode Mode, TableMemory Tables>
 
 }  // namespace detail
 
-template <PagingMode Mode, TableMemory Tables, class Trail = NoTrail>
+/// `from`: FromRoot, or the WalkResume of a paging-structure-cache entry.
+template <PagingMode Mode, TableMemory Tables, class Trail = NoTrail, class From = FromRoot>
 [[nodiscard]] Result<Translation<typename Tables::Space>, PageFault> walk(
     Tables& tables, const WalkRoot<typename Tables::Space>& root, const WalkRules& rules,
-    const Access& access, AdBits ad_bits, Trail&& trail = NoTrail{})
+    const Access& access, AdBits ad_bits, Trail&& trail = NoTrail{}, const From& from = {})
 {
     using Space = typename Tables::Space;
+    constexpr bool kFromRoot = std::is_same_v<From, FromRoot>;
     const LinearAddress address = access.address;
     const auto fault = [&](std::uint32_t code, FaultCause cause, int level) {
         return PageFault{address, code, cause, static_cast<std::uint8_t>(level)};
     };
 
     Frame<Space> top = root.frame;
-    if constexpr (Mode.top_in_registers) {
+    int top_level = Mode.root_level();
+    if constexpr (!kFromRoot) {
+        top = from.table;
+        top_level = from.level;
+    } else if constexpr (Mode.top_in_registers) {
         const unsigned index = Mode.index(address, Mode.levels);
         const std::uint64_t pdpte = root.pdptes[index];
         trail.entry(Mode.levels, Frame<Space>{}, index * Mode.entry_bytes, pdpte);
@@ -183,7 +222,14 @@ template <PagingMode Mode, TableMemory Tables, class Trail = NoTrail>
 
     for (;;) {
         detail::Descent way;
-        detail::descend<Mode, Mode.root_level()>(tables, top, rules.entries, address, way, trail);
+        if constexpr (kFromRoot) {
+            detail::descend<Mode, Mode.root_level()>(tables, top, rules.entries, address, way, trail);
+        } else {
+            if (!from.rights.writable) way.all &= ~pte::kWritable;
+            if (!from.rights.user) way.all &= ~pte::kUser;
+            if (from.rights.no_execute) way.any |= pte::kNoExecute;
+            detail::descend_from<Mode>(top_level, tables, top, rules.entries, address, way, trail);
+        }
         if (!way.complete) {
             const bool reserved = way.cause == FaultCause::reserved_bit;
             const std::uint32_t more = reserved ? pf::kPresent | pf::kReserved : 0;
@@ -199,14 +245,19 @@ template <PagingMode Mode, TableMemory Tables, class Trail = NoTrail>
         bool dirty = leaf.dirty();
         const bool make_dirty = access.kind == AccessKind::write && !dirty;
         const bool all_accessed = (way.all & pte::kAccessed) != 0;
-        if (ad_bits == AdBits::set && (make_dirty || !all_accessed)) [[unlikely]] {
-            if (!detail::set_ad_bits<Mode>(tables, top, address, way, make_dirty)) continue;
+        const bool assist = ad_bits == AdBits::set && (make_dirty || !all_accessed);
+        if (assist) [[unlikely]] {
+            if (!detail::set_ad_bits<Mode>(tables, top_level, top, address, way, make_dirty)) continue;
             dirty |= make_dirty;
         }
         const unsigned shift = Mode.shift(way.level);
         const std::uint64_t in_page = address.value() & ((std::uint64_t{1} << shift) - 1);
-        return Translation<Space>{Address<Space>{leaf.page_address(way.level) | in_page}, shift, rights,
-                                  dirty};
+        return Translation<Space>{Address<Space>{leaf.page_address(way.level) | in_page},
+                                  shift,
+                                  rights,
+                                  dirty,
+                                  leaf.has(pte::kGlobal),
+                                  assist};
     }
 }
 

@@ -13,6 +13,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include <mmusim/cpu/cpu_profile.hpp>
 #include <mmusim/machine/machine.hpp>
 #include <mmusim/p2m/p2m.hpp>
 #include <mmusim/shadow/policy_catalog.hpp>
@@ -29,6 +30,10 @@ struct ReplayConfig {
     std::optional<P2mLayout> p2m;  ///< instead of the trace header's layout
     std::string policy{kDefaultShadowPolicy};
     Populate populate = Populate::leaf;
+    std::string cpu{kDefaultCpuProfile};  ///< a bundled profile or a file
+    ClockKind clock = ClockKind::blocking;
+    unsigned window = 0;                 ///< accesses in flight, for ClockKind::window
+    bool program_uses_caches = true;     ///< the program's own accesses go through the data caches
     bool check = false;                  ///< verify the trace's expectations
     std::uint64_t audit = 0;             ///< check all invariants every so many records; 0: never
     std::uint64_t skip = 0;              ///< records that are replayed, but neither counted nor checked

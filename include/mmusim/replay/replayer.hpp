@@ -45,7 +45,7 @@ class Replayer {
 public:
     static constexpr std::size_t kMismatchesKept = 10;
 
-    /// Throws UnknownPolicy or LayoutError.
+    /// Throws UnknownPolicy, CpuProfileError or LayoutError.
     Replayer(const TraceHeader& header, const ReplayConfig& config, const ShadowPolicyCatalog& catalog);
 
     /// Replays one record. Throws RecordError, and AuditFailure where an audit is due and finds something.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -64,8 +65,10 @@ struct StatisticsDocument {
     bool complete = true;  ///< the trace was replayed to its end (or to the limit)
     const nlohmann::ordered_json* config = nullptr;
     std::string trace_name;
-    std::string trace_sha256;  ///< of the file as it is stored; empty: not known
-    bool shadow = true;        ///< a shadow mode: the document has shadow counters
+    std::string trace_sha256;               ///< of the file as it is stored; empty: not known
+    bool shadow = true;                     ///< a shadow mode: the document has shadow counters
+    std::shared_ptr<const CpuProfile> cpu;  ///< whose TLBs were counted
+    CycleLabels labels;                     ///< of the cycles
     Statistics total;
     std::vector<Phase> phases;
     HostFigures host;

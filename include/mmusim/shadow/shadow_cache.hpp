@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <boost/container/small_vector.hpp>
@@ -97,6 +98,12 @@ public:
     /// Takes the writable bit from every entry that maps the frame; the number of these entries.
     unsigned remove_write_access(Mfn frame);
 
+    /// Whether an entry that the hardware may have cached was taken away or lost a right, since the last
+    /// call.
+    [[nodiscard]] bool take_flush_due() { return std::exchange(flush_due_, false); }
+    /// Entries written so far.
+    [[nodiscard]] std::uint64_t entries_written() const { return entries_written_; }
+
     /// All shadows alive, in order of their ids.
     [[nodiscard]] std::vector<ShadowId> all() const;
     /// The shadow that the machine frame is a page of; kNoShadow if it is none's.
@@ -121,6 +128,8 @@ private:
 
     SparseMemory* machine_;
     ShadowCounters* counters_;
+    bool flush_due_ = false;
+    std::uint64_t entries_written_ = 0;
     bool track_writable_;
     Mfn pool_first_;
     std::vector<ShadowId> page_owner_;  ///< by page of the pool

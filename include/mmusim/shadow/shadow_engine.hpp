@@ -60,6 +60,16 @@ struct FaultAnswer {
     GuestPhysical address;
 };
 
+/// What the engine has done so far, in units that have a price.
+struct ShadowWork {
+    std::uint64_t faults = 0;
+    std::uint64_t guest_entries_read = 0;  ///< on walks of the guest's tables
+    std::uint64_t shadows_made = 0;
+    std::uint64_t entries_written = 0;
+    std::uint64_t emulated = 0;  ///< accesses done for the guest
+    std::uint64_t roots_loaded = 0;
+};
+
 class ShadowEngine {
 public:
     /// The guest's RAM is in `machine`; shadows live in frames of `tables` from `pool_first` upwards.
@@ -86,6 +96,12 @@ public:
     void forget(Gfn frame);
     /// Drops every shadow.
     void blow();
+
+    /// Whether the hardware has to drop what it has cached, on all vCPUs: asked after each verb.
+    [[nodiscard]] bool take_flush_due() { return cache_.take_flush_due(); }
+    /// Whether the address is in a guest superpage that the shadows map in pieces.
+    [[nodiscard]] bool splintered(unsigned vcpu, LinearAddress address);
+    [[nodiscard]] ShadowWork work() const;
 
     /// Where the hardware's walk begins. A root that has no shadow yet is an empty table.
     [[nodiscard]] WalkRoot<space::Machine> hardware_root(unsigned vcpu) const;
@@ -119,6 +135,7 @@ private:
     Populate populate_;
     Mfn empty_table_;
     ShadowCounters counters_;
+    ShadowWork work_;  ///< what is not counted elsewhere
     ShadowCache cache_;
     std::vector<Roots> roots_;  ///< by vCPU
 };

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The MMU of one vCPU: its TLBs, paging-structure caches and walkers, over the tables that the hardware
+// walks (docs/timing.md; SDM vol. 3A 4.10). What it holds follows from the accesses and invalidations
+// alone, in their order; with a clock, it also says when.
+//
+//   access -> TLB level 1 -> level 2 … -> paging-structure caches -> walk -> fills, last level first
+//
+// A permitted access never faults because of what is cached: a cached translation that denies it is dropped
+// and the tables are walked. A cached translation that permits may be stale; so may the CPU's.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <boost/container/static_vector.hpp>
+
+#include <mmusim/cpu/cpu_profile.hpp>
+#include <mmusim/p2m/p2m.hpp>
+#include <mmusim/pagewalk/machine_tables.hpp>
+#include <mmusim/pagewalk/walk.hpp>
+#include <mmusim/timing/clock.hpp>
+#include <mmusim/timing/data_caches.hpp>
+#include <mmusim/timing/slots.hpp>
+#include <mmusim/tlb/tlb.hpp>
+#include <mmusim/words/access.hpp>
+#include <mmusim/words/cpuid.hpp>
+
+namespace mmusim {
+
+/// The walk that the hardware would do now. Paging::off: none.
+struct HardwareContext {
+    Paging paging = Paging::off;
+    WalkRules rules;
+    WalkRoot<space::Machine> root;
+    unsigned pcid = 0;     ///< that tags entries; 0 while CR4.PCIDE is 0
+    bool globals = false;  ///< CR4.PGE
+    /// What INVLPG drops of the paging-structure caches.
+    enum class UpperInvalidation : std::uint8_t {
+        pcid,     ///< Intel: all of the current PCID
+        all,      ///< AMD, EFER.TCE = 0
+        address,  ///< AMD, EFER.TCE = 1: those for the address
+    };
+    UpperInvalidation upper = UpperInvalidation::pcid;
+};
+
+struct PagingStructureCacheCounters {
+    std::uint64_t lookups = 0;
+    std::uint64_t hits = 0;
+
+    friend bool operator==(const PagingStructureCacheCounters&,
+                           const PagingStructureCacheCounters&) = default;
+};
+
+class Mmu {
+public:
+    /// `names`: what the guest calls a machine frame; null if the same. `labels` may be null: no clock.
+    /// `program_uses_caches`: the program's own loads and stores go through the data caches.
+    Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, const CycleLabels* labels,
+        bool program_uses_caches);
+    Mmu(const Mmu&) = delete;
+    Mmu& operator=(const Mmu&) = delete;
+
+    /// As after construction.
+    void reset();
+
+    /// Registers or root have changed. Drops nothing.
+    void load(const HardwareContext& context);
+    /// EFLAGS.AC has changed: cheaper than `load`.
+    void load_ac(bool ac)
+    {
+        context_.rules.control.ac = ac;
+        ac_ = ac ? 4 : 0;
+    }
+    [[nodiscard]] const HardwareContext& context() const { return context_; }
+
+    struct Place {
+        std::uint64_t machine = 0;  ///< address
+        std::uint64_t origin = 0;   ///< what the guest calls it
+        bool cached = false;        ///< a TLB had it
+    };
+    /// Where an access goes, or the fault that a fresh walk ends in. `Timed`: `passage` says when.
+    template <bool Timed>
+    [[nodiscard]] Result<Place, PageFault> translate(const Access& access, Passage* passage)
+    {
+        const std::uint64_t vpn = access.address.value() >> kPageShift;
+        const ShortCut& cut = short_cuts_[static_cast<std::size_t>(access.kind)][vpn % kShortCuts];
+        if (cut.vpn == vpn && cut.epoch == epoch_ && *cut.id == cut.expected_id &&
+            (cut.permits >> privilege_of(access) & 1) != 0) [[likely]] {
+            *cut.stamp = ++*cut.stamp_clock;
+            Replacement::apply(cut.touch, *cut.word);
+            ++short_cut_hits_[static_cast<std::size_t>(access.kind)];
+            if constexpr (Timed) wait_for_short_cut(cut, *passage);
+            const std::uint64_t offset = access.address.offset_in_page();
+            return Place{cut.machine + offset, cut.origin + offset, true};
+        }
+        return look_up<Timed>(access, passage);
+    }
+
+    // --- invalidation: what docs/timing.md says is dropped ---------------------------------------------
+    void invlpg(LinearAddress address);
+    void invpcid_address(unsigned pcid, LinearAddress address);
+    void invpcid_context(unsigned pcid);
+    void drop_everything(bool with_globals);
+    /// MOV CR3 has been loaded (`load` was called); `old` was the PCID before. `flushing`: not bit 63.
+    void cr3_loaded(unsigned old, bool pcids_in_use, bool flushing);
+    /// All of the current PCID that is not global.
+    void drop_context();
+    /// A page fault was raised at the address.
+    void page_fault(LinearAddress address);
+
+    // --- time --------------------------------------------------------------------------------------------
+    struct Piece {
+        std::uint64_t machine;  ///< address
+        std::uint32_t bytes;
+    };
+    /// The program's own load or store of these pieces, from the passage's end on.
+    void data(std::span<const Piece> pieces, Passage& passage);
+
+    // --- counts ------------------------------------------------------------------------------------------
+    [[nodiscard]] std::size_t tlbs() const { return tlbs_.size(); }
+    [[nodiscard]] const TlbSpec& tlb(std::size_t i) const { return tlbs_[i].spec(); }
+    [[nodiscard]] TlbCounters tlb_counters(std::size_t i) const;
+    /// Of the cache of entries of `level`, 2 to 5.
+    [[nodiscard]] const PagingStructureCacheCounters& psc_counters(int level) const
+    {
+        return pscs_[static_cast<std::size_t>(level)].counters;
+    }
+    [[nodiscard]] bool has_psc(int level) const
+    {
+        return pscs_[static_cast<std::size_t>(level)].array != nullptr;
+    }
+    [[nodiscard]] std::uint64_t walks() const { return walks_; }
+
+private:
+    static constexpr std::size_t kKinds = 3;
+    static constexpr std::size_t kShortCuts = 128;
+
+    /// A short cut to an entry of a level-1 TLB, for one 4 KiB page and kind of access. It is right as long
+    /// as the entry's id is the same and the epoch has not changed; then the outcome is that of a lookup.
+    struct alignas(64) ShortCut {
+        std::uint64_t vpn = ~std::uint64_t{0};
+        const std::uint64_t* id = nullptr;
+        std::uint64_t expected_id = 0;
+        std::uint64_t machine = 0;
+        std::uint64_t origin = 0;
+        std::uint64_t* stamp = nullptr;
+        std::uint64_t* stamp_clock = nullptr;
+        std::uint64_t* word = nullptr;
+        Replacement::Touch touch;
+        const TlbContent* content = nullptr;
+        Cycles lookup_cycles = 0;
+        std::uint32_t epoch = 0;
+        Label label = 0;
+        std::uint8_t permits = 0;  ///< by `privilege_of`
+    };
+    struct Psc {
+        TlbArray* array = nullptr;
+        unsigned shift = 0;
+        PagingStructureCacheCounters counters;
+    };
+    /// TLBs that serve one kind of access, level 1 first.
+    struct Chain {
+        std::vector<Tlb*> tlbs;
+        bool short_cuts = false;     ///< level-1 hits change no more than a short cut does
+        bool touches_later = false;  ///< some later level counts level-1 hits as use
+    };
+    struct Loads;
+
+    [[nodiscard]] unsigned privilege_of(const Access& access) const
+    {
+        return (access.user_mode ? 1u : 0u) | (access.implicit ? 2u : 0u) | ac_;
+    }
+    void wait_for_short_cut(const ShortCut& cut, Passage& passage) const
+    {
+        const Cycles answered = passage.now() + cut.lookup_cycles;
+        passage.spend(cut.label, std::max(answered, cut.content->ready_at));
+    }
+    [[nodiscard]] Label label_of(const Tlb& tlb) const
+    {
+        return labels_->tlb(static_cast<std::size_t>(&tlb - tlbs_.data()));
+    }
+    template <bool Timed>
+    [[nodiscard]] Result<Place, PageFault> look_up(const Access& access, Passage* passage);
+    template <bool Timed>
+    [[nodiscard]] Result<Place, PageFault> walk_and_fill(const Access& access, Passage* passage, bool fresh);
+    template <bool Timed, PagingMode Mode>
+    [[nodiscard]] Result<Translation<space::Machine>, PageFault> walk_pages(const Access& access,
+                                                                            Passage* passage, bool fresh);
+    template <PagingMode Mode>
+    void find_resume(LinearAddress address, WalkResume<space::Machine>& resume, Cycles& ready);
+    void spend_loads(Loads& loads, std::size_t& from, Passage& passage);
+    /// Fills the page into level `u` of the chain; what makes room goes where the profile says.
+    Tlb::Match fill(const Chain& chain, std::size_t u, const Tlb::Page& page);
+    void take_short_cut(const Chain& chain, const Access& access, const Tlb::Match& match);
+    void drop_address(LinearAddress address);
+    void drop_pscs_of(unsigned pcid, LinearAddress address);
+    void drop_pscs(unsigned pcid);
+    void drop_all_pscs();
+    [[nodiscard]] Place place_of(const Translation<space::Machine>& translation) const;
+
+    MachineTables* tables_;
+    const P2m* names_;
+    const CycleLabels* labels_;
+    HardwareContext context_;
+    unsigned ac_ = 0;  ///< EFLAGS.AC as a bit of `privilege_of`
+    bool tags_pcids_;
+    std::vector<Tlb> tlbs_;
+    std::array<Chain, kKinds> chains_;
+    std::vector<TlbArray> psc_arrays_;
+    std::array<Psc, kMaxLevels + 1> pscs_;
+    std::uint64_t walks_ = 0;
+
+    std::uint32_t epoch_ = 1;
+    std::array<std::uint64_t, kKinds> short_cut_hits_{};
+    std::array<std::vector<ShortCut>, kKinds> short_cuts_;
+    std::uint64_t unused_stamp_ = 0;
+    std::uint64_t unused_clock_ = 0;
+
+    TimingSpec timing_;
+    DataCaches caches_;
+    Slots walkers_;
+    bool has_pscs_ = false;
+    bool program_uses_caches_ = true;
+};
+
+}  // namespace mmusim

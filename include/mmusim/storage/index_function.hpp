@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which set a page or a line belongs to. `linear`: the number modulo the sets, which may be any number.
+// `xor_bits`: bit i of the set is the parity of the number's bits under mask i; XOR-7, as Skylake's second
+// level has it, is bits i and i + 7 for i = 0 to 6.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <vector>
+
+namespace mmusim {
+
+struct IndexSpec {
+    /// Empty: linear. Else the storage has 2^size sets.
+    std::vector<std::uint64_t> xor_masks;
+
+    friend bool operator==(const IndexSpec&, const IndexSpec&) = default;
+};
+
+/// XOR-n over 2^n sets.
+[[nodiscard]] IndexSpec xor_index(unsigned bits);
+
+class IndexFunction {
+public:
+    IndexFunction(const IndexSpec& spec, unsigned sets);
+
+    [[nodiscard]] unsigned operator()(std::uint64_t number) const
+    {
+        if (!masks_.empty()) return parity_index(number);
+        if (power_of_two_) return static_cast<unsigned>(number) & (sets_ - 1);
+        return static_cast<unsigned>(number % sets_);
+    }
+
+private:
+    [[nodiscard]] unsigned parity_index(std::uint64_t number) const
+    {
+        // Neighbouring masks that are shifts of each other (XOR-n) come down to shifts of the number.
+        if (fold_ != 0) {
+            return static_cast<unsigned>(number ^ (number >> fold_)) & (sets_ - 1);
+        }
+        unsigned set = 0;
+        for (std::size_t i = 0; i < masks_.size(); ++i) {
+            set |= static_cast<unsigned>(std::popcount(number & masks_[i]) & 1) << i;
+        }
+        return set;
+    }
+
+    unsigned sets_;
+    bool power_of_two_;
+    unsigned fold_ = 0;  ///< n of XOR-n; 0: another function
+    std::vector<std::uint64_t> masks_;
+};
+
+}  // namespace mmusim

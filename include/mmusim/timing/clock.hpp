@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The simulated clock: when the next access is issued, when it retires, and what each cycle went to
+// (docs/timing.md, "Time" and "Cycles add up"). There is no loop over cycles: an access comes with the
+// times at which it got from one stage to the next, and cycles belong to the oldest access in flight.
+#pragma once
+
+#include <array>
+#include <cassert>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <mmusim/timing/timing_spec.hpp>
+#include <mmusim/words/cycles.hpp>
+
+namespace mmusim {
+
+/// What a cycle was spent on: a place in `CycleLabels`.
+using Label = std::uint16_t;
+
+/// The labels of `cycles.by`: those below, then a TLB each, then table level × cache, then the caches.
+class CycleLabels {
+public:
+    enum Fixed : Label {
+        kInstructions,
+        kFetch,
+        kWalkWait,
+        kWalkStart,
+        kWalkAssist,
+        kGuestFault,
+        kMovCr,
+        kMovCr3,
+        kInvlpg,
+        kInvpcid,
+        kExit,
+        kEntry,
+        kFaultHandler,
+        kGuestWalk,
+        kShadowPage,
+        kPropagate,
+        kEmulate,
+        kLoadRoot,
+        kFlush,
+        kFixed
+    };
+
+    CycleLabels() : CycleLabels{{}, {}} {}
+    /// Names of the profile's TLBs and data caches.
+    CycleLabels(std::vector<std::string> tlbs, std::vector<std::string> caches)
+        : tlbs_{std::move(tlbs)}, caches_{std::move(caches)}
+    {
+        caches_.emplace_back("memory");
+    }
+
+    [[nodiscard]] Label tlb(std::size_t index) const { return static_cast<Label>(kFixed + index); }
+    /// The load of an entry of `level`, answered by a cache (their number: memory).
+    [[nodiscard]] Label walk(int level, unsigned cache) const
+    {
+        return static_cast<Label>(kFixed + tlbs_.size() +
+                                  (static_cast<std::size_t>(level) - 1) * caches_.size() + cache);
+    }
+    [[nodiscard]] Label data(unsigned cache) const { return walk(kLevels + 1, cache); }
+    [[nodiscard]] std::size_t size() const { return kFixed + tlbs_.size() + (kLevels + 1) * caches_.size(); }
+    /// "walk.pde.l1d".
+    [[nodiscard]] std::string name(Label label) const;
+    /// Whether only a hypervisor's work has it.
+    [[nodiscard]] static bool of_hypervisor(Label label) { return label >= kExit && label < kFixed; }
+
+private:
+    static constexpr int kLevels = 5;
+    std::vector<std::string> tlbs_;
+    std::vector<std::string> caches_;
+};
+
+/// The way of one access through the stages: each ends at a time.
+class Passage {
+public:
+    struct Stage {
+        Label label;
+        Cycles until;
+    };
+
+    explicit Passage(Cycles issued = 0) : now_{issued} {}
+
+    /// The stage that ends at `until`, not before the one before it did.
+    void spend(Label label, Cycles until)
+    {
+        assert(until >= now_ && count_ < stages_.size());
+        if (until == now_) return;
+        stages_[count_++] = {label, until};
+        now_ = until;
+    }
+    [[nodiscard]] Cycles now() const { return now_; }
+    [[nodiscard]] const Stage* begin() const { return stages_.data(); }
+    [[nodiscard]] const Stage* end() const { return stages_.data() + count_; }
+
+private:
+    Cycles now_;
+    std::size_t count_ = 0;
+    std::array<Stage, 64> stages_;
+};
+
+enum class ClockKind : std::uint8_t { off, blocking, window };
+
+class Clock {
+public:
+    /// `window`: the accesses that may be in flight.
+    Clock(ClockKind kind, unsigned window, unsigned issue_width, std::size_t labels);
+
+    /// The time at which the next access is issued, `gap` instructions after what stands before it.
+    [[nodiscard]] Cycles issue(std::uint64_t gap);
+    /// The access that was issued last has gone this way and retires.
+    void retire(Cycles issued, const Passage& passage);
+    /// Something that is no access: takes `cycles` after everything before it and a gap of instructions, and
+    /// holds up everything after.
+    void serialize(Label label, Cycles cycles, std::uint64_t gap = 0);
+
+    /// When the last thing retired.
+    [[nodiscard]] Cycles now() const { return retired_; }
+    /// Cycles by label. They add up to `now`.
+    [[nodiscard]] const std::vector<Cycles>& by() const { return by_; }
+
+private:
+    [[nodiscard]] Cycles gap_cycles(std::uint64_t gap) const { return (gap + width_ - 1) / width_; }
+    void advance(Label label, Cycles until)
+    {
+        if (until <= retired_) return;
+        by_[label] += until - retired_;
+        retired_ = until;
+    }
+
+    ClockKind kind_;
+    Cycles width_;
+    Cycles retired_ = 0;
+    std::vector<Cycles> by_;
+    std::uint64_t slot_ = 0;           ///< window: the next free issue slot, counted from time 0
+    std::vector<Cycles> retirements_;  ///< window: of the last accesses, a ring
+    std::size_t oldest_ = 0;
+};
+
+}  // namespace mmusim

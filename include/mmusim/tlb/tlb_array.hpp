@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One physical array of translations or of upper-level entries: tags, contents, and the policy that says
+// who makes room (docs/timing.md, "TLBs"). A tag is page number, kind, PCID and G in one word, so that a
+// lookup compares whole words.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include <mmusim/pagewalk/rights.hpp>
+#include <mmusim/storage/index_function.hpp>
+#include <mmusim/storage/replacement.hpp>
+#include <mmusim/tlb/tlb_spec.hpp>
+#include <mmusim/words/cycles.hpp>
+
+namespace mmusim {
+
+/// What is cached of a page: the fragment around an address where the page is larger than the entry. Of a
+/// table: where it is, and the rights so far.
+struct TlbContent {
+    std::uint64_t frame = 0;   ///< machine address of the first byte
+    std::uint64_t origin = 0;  ///< what the guest calls that address
+    Cycles ready_at = 0;
+    Rights rights;
+    std::uint8_t page_shift = 12;  ///< log2 of the bytes of the whole page
+    bool dirty = false;            ///< D was set when this was filled
+};
+
+/// A tag word: valid (bit 0), global (1), kind (4:2), PCID (16:5, 0 if global), page number (63:17).
+class TlbTag {
+public:
+    constexpr TlbTag() = default;
+    constexpr TlbTag(EntryKind kind, std::uint64_t number, unsigned pcid, bool global)
+        : word_{kValid | (global ? kGlobal : std::uint64_t{pcid} << kPcidAt) |
+                static_cast<std::uint64_t>(kind) << kKindAt | number << kNumberAt}
+    {
+    }
+    [[nodiscard]] constexpr bool valid() const { return word_ != 0; }
+    [[nodiscard]] constexpr bool global() const { return (word_ & kGlobal) != 0; }
+    [[nodiscard]] constexpr EntryKind kind() const { return static_cast<EntryKind>(word_ >> kKindAt & 7); }
+    [[nodiscard]] constexpr unsigned pcid() const { return static_cast<unsigned>(word_ >> kPcidAt & 0xfff); }
+    [[nodiscard]] constexpr std::uint64_t number() const { return word_ >> kNumberAt; }
+
+    friend constexpr bool operator==(TlbTag, TlbTag) = default;
+
+private:
+    static constexpr std::uint64_t kValid = 1, kGlobal = 2;
+    static constexpr unsigned kKindAt = 2, kPcidAt = 5, kNumberAt = 17;
+    std::uint64_t word_ = 0;
+};
+
+class TlbArray {
+public:
+    explicit TlbArray(const TlbArraySpec& spec);
+
+    [[nodiscard]] bool holds(EntryKind kind) const
+    {
+        return views_[static_cast<std::size_t>(kind)].ways != 0;
+    }
+    /// Whether any entry of the kind is there.
+    [[nodiscard]] bool any(EntryKind kind) const { return live_[static_cast<std::size_t>(kind)] != 0; }
+
+    static constexpr std::uint32_t kNone = ~std::uint32_t{0};
+    /// The first entry of the kind for page `number`, global or of the PCID; or kNone.
+    [[nodiscard]] std::uint32_t find(EntryKind kind, std::uint64_t number, unsigned pcid) const;
+    /// A hit on the entry.
+    void touch(std::uint32_t entry) { replacement_->on_hit(row_of(entry), way_of(entry)); }
+
+    struct Evicted {
+        TlbTag tag;
+        TlbContent content;
+    };
+    struct Insertion {
+        std::uint32_t entry;
+        std::optional<Evicted> evicted;
+    };
+    Insertion insert(TlbTag tag, const TlbContent& content);
+    void remove(std::uint32_t entry);
+    /// As it was in the beginning.
+    void reset();
+    /// Drops every entry for which `drop(tag, content)`.
+    template <class Drop>
+    void remove_if(Drop drop)
+    {
+        for (std::uint32_t i = 0; i < tags_.size(); ++i) {
+            if (tags_[i].valid() && drop(tags_[i], contents_[i])) remove(i);
+        }
+    }
+    /// Drops the entries of the kind for that page, global ones or those of the PCID or both.
+    void remove_page(EntryKind kind, std::uint64_t number, unsigned pcid, bool with_globals,
+                     bool with_pcid = true);
+    /// Whether some entry is a fragment of a larger page.
+    [[nodiscard]] bool any_fragment() const { return fragments_ != 0; }
+
+    [[nodiscard]] const TlbContent& content(std::uint32_t entry) const { return contents_[entry]; }
+    [[nodiscard]] TlbTag tag(std::uint32_t entry) const { return tags_[entry]; }
+    [[nodiscard]] std::uint32_t entries() const { return static_cast<std::uint32_t>(tags_.size()); }
+
+    // For short cuts to an entry: they hold while `*id_of(entry)` is what it was.
+    [[nodiscard]] const std::uint64_t* id_of(std::uint32_t entry) const { return &ids_[entry]; }
+    [[nodiscard]] Replacement& replacement() { return *replacement_; }
+    [[nodiscard]] unsigned row_of(std::uint32_t entry) const { return entry / row_ways_; }
+    [[nodiscard]] unsigned way_of(std::uint32_t entry) const { return entry % row_ways_; }
+
+private:
+    struct View {
+        unsigned ways = 0;
+        unsigned first_way = 0;
+        unsigned stride = 1;
+        std::uint8_t index = 0;  ///< of `indices_`
+    };
+    [[nodiscard]] std::uint32_t first_of_set(const View& view, std::uint64_t number) const
+    {
+        return indices_[view.index](number) * view.stride + view.first_way;
+    }
+
+    std::array<View, kEntryKinds> views_;
+    std::array<std::uint32_t, kEntryKinds> live_{};
+    std::uint32_t fragments_ = 0;
+    std::vector<IndexFunction> indices_;
+    unsigned row_ways_;  ///< of the policy's rows
+    std::unique_ptr<Replacement> replacement_;
+    std::vector<TlbTag> tags_;
+    std::vector<std::uint64_t> ids_;  ///< a number that no other content had or will have; 0: free
+    std::vector<TlbContent> contents_;
+    std::uint64_t next_id_ = 0;
+};
+
+}  // namespace mmusim

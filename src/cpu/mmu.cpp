@@ -1,0 +1,511 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mmusim/cpu/mmu.hpp>
+
+#include <algorithm>
+#include <cassert>
+
+namespace mmusim {
+
+namespace {
+
+/// As Tlb counts page numbers.
+constexpr std::uint64_t kLinearMask = (std::uint64_t{1} << 57) - 1;
+
+std::uint64_t number_of(LinearAddress address, unsigned shift)
+{
+    return (address.value() & kLinearMask) >> shift;
+}
+
+PagingMode mode_of(Paging paging)
+{
+    switch (paging) {
+    case Paging::off:
+    case Paging::two_level: return kTwoLevel;
+    case Paging::pae: return kPae;
+    case Paging::four_level: return kFourLevel;
+    case Paging::five_level: return kFiveLevel;
+    }
+    return kTwoLevel;
+}
+
+constexpr std::uint64_t kLineBytes = 64;  // of the program's accesses
+
+}  // namespace
+
+/// The trail of a walk: the entries that it loaded, and when.
+struct Mmu::Loads {
+    struct Load {
+        int level;
+        std::uint64_t address;
+        std::uint64_t raw;
+        Cycles ready;
+    };
+    int register_level = 0;  ///< whose entries are registers
+    boost::container::static_vector<Load, 2 * kMaxLevels> list;
+
+    void entry(int level, Mfn table, unsigned offset, std::uint64_t raw)
+    {
+        if (level == register_level) return;
+        list.push_back({level, table.address().value() + offset, raw, 0});
+    }
+};
+
+Mmu::Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, const CycleLabels* labels,
+         bool program_uses_caches)
+    : tables_{&tables}
+    , names_{names}
+    , labels_{labels}
+    , tags_pcids_{profile.tlbs.pcid}
+    , timing_{profile.timing}
+    , caches_{labels != nullptr ? profile.timing.data_caches : std::vector<CacheSpec>{},
+              profile.timing.memory_latency}
+    , walkers_{profile.timing.walker.count}
+    , program_uses_caches_{program_uses_caches}
+{
+    tlbs_.reserve(profile.tlbs.tlbs.size());
+    for (const TlbSpec& spec : profile.tlbs.tlbs) tlbs_.emplace_back(spec);
+
+    const auto serves = [](const TlbSpec& spec, AccessKind kind) {
+        switch (kind) {
+        case AccessKind::fetch: return spec.fetches;
+        case AccessKind::read: return spec.loads;
+        case AccessKind::write: return spec.stores;
+        }
+        return false;
+    };
+    for (const AccessKind kind : {AccessKind::read, AccessKind::write, AccessKind::fetch}) {
+        Chain& chain = chains_[static_cast<std::size_t>(kind)];
+        for (Tlb& tlb : tlbs_) {
+            if (serves(tlb.spec(), kind)) chain.tlbs.push_back(&tlb);
+        }
+        for (std::size_t u = 1; u < chain.tlbs.size(); ++u) {
+            chain.touches_later |= chain.tlbs[u]->spec().touched_by_earlier_hits;
+        }
+        chain.short_cuts =
+            !chain.tlbs.empty() && !chain.touches_later && chain.tlbs.front()->touch_is_enough();
+        short_cuts_[static_cast<std::size_t>(kind)].resize(kShortCuts);
+    }
+
+    has_pscs_ = !profile.tlbs.paging_structure_caches.empty();
+    psc_arrays_.reserve(profile.tlbs.paging_structure_caches.size());
+    for (const PagingStructureCacheSpec& spec : profile.tlbs.paging_structure_caches) {
+        Psc& psc = pscs_[static_cast<std::size_t>(spec.level)];
+        if (spec.stored_in.empty()) {
+            psc.array = &psc_arrays_.emplace_back(spec.array);
+            continue;
+        }
+        for (Tlb& tlb : tlbs_) {
+            if (tlb.spec().name == spec.stored_in) psc.array = tlb.array_of(EntryKind::pde);
+        }
+    }
+}
+
+void Mmu::reset()
+{
+    for (Tlb& tlb : tlbs_) tlb.reset();
+    for (TlbArray& array : psc_arrays_) array.reset();
+    for (Psc& psc : pscs_) psc.counters = {};
+    walks_ = 0;
+    ++epoch_;
+    short_cut_hits_ = {};
+    caches_.reset();
+    walkers_.reset();
+}
+
+void Mmu::load(const HardwareContext& context)
+{
+    ++epoch_;
+    context_ = context;
+    if (!tags_pcids_) context_.pcid = 0;
+    ac_ = context.rules.control.ac ? 4 : 0;
+    const PagingMode mode = mode_of(context.paging);
+    for (int level = 2; level <= mode.root_level(); ++level) {
+        pscs_[static_cast<std::size_t>(level)].shift = mode.shift(level);
+    }
+}
+
+TlbCounters Mmu::tlb_counters(std::size_t i) const
+{
+    TlbCounters counters = tlbs_[i].counters;
+    for (std::size_t kind = 0; kind < kKinds; ++kind) {
+        if (chains_[kind].tlbs.empty() || chains_[kind].tlbs.front() != &tlbs_[i]) continue;
+        counters.lookups += short_cut_hits_[kind];
+        counters.hits += short_cut_hits_[kind];
+    }
+    return counters;
+}
+
+// --- translation -------------------------------------------------------------------------------------
+
+template <bool Timed>
+Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passage)
+{
+    const Chain& chain = chains_[static_cast<std::size_t>(access.kind)];
+    const RightsControl& control = context_.rules.control;
+    for (std::size_t u = 0; u < chain.tlbs.size(); ++u) {
+        Tlb& tlb = *chain.tlbs[u];
+        ++tlb.counters.lookups;
+        if constexpr (Timed) passage->spend(label_of(tlb), passage->now() + tlb.spec().lookup_cycles);
+        Tlb::Match match = tlb.find(access.address, context_.pcid);
+        if (!match) continue;
+        const TlbContent content = match.content();
+        if (denied(content.rights, control, access) != 0) {
+            ++tlb.counters.denied;
+            drop_address(access.address);
+            return walk_and_fill<Timed>(access, passage, true);
+        }
+        ++tlb.counters.hits;
+        if (access.kind == AccessKind::write && !content.dirty) {
+            ++tlb.counters.dirty_walks;
+            return walk_and_fill<Timed>(access, passage, false);
+        }
+        match.array->touch(match.entry);
+        if constexpr (Timed) {
+            passage->spend(label_of(tlb), std::max(passage->now(), content.ready_at));
+        }
+        const TlbTag tag = match.array->tag(match.entry);
+        const std::uint64_t in_entry =
+            access.address.value() & ((std::uint64_t{1} << shift_of(tag.kind())) - 1);
+        const Place place{content.frame + in_entry, content.origin + in_entry, true};
+        if (u > 0) {
+            Tlb::Page page{access.address, context_.pcid, tag.global(), content};
+            page.content.frame = place.machine;
+            page.content.origin = place.origin;
+            if constexpr (Timed) page.content.ready_at = passage->now();
+            if (tlb.spec().inclusion == Inclusion::exclusive) match.array->remove(match.entry);
+            if (!tlb.spec().refills) return place;
+            for (std::size_t v = u; v-- > 0;) match = fill(chain, v, page);
+        } else if (chain.touches_later) {
+            for (std::size_t v = 1; v < chain.tlbs.size(); ++v) {
+                if (!chain.tlbs[v]->spec().touched_by_earlier_hits) continue;
+                const Tlb::Match later = chain.tlbs[v]->find(access.address, context_.pcid);
+                if (later) later.array->touch(later.entry);
+            }
+        }
+        take_short_cut(chain, access, match);
+        return place;
+    }
+    return walk_and_fill<Timed>(access, passage, false);
+}
+
+template <bool Timed>
+Result<Mmu::Place, PageFault> Mmu::walk_and_fill(const Access& access, Passage* passage, bool fresh)
+{
+    const auto walked = [&] {
+        switch (context_.paging) {
+        case Paging::off:
+        case Paging::two_level: return walk_pages<Timed, kTwoLevel>(access, passage, fresh);
+        case Paging::pae: return walk_pages<Timed, kPae>(access, passage, fresh);
+        case Paging::four_level: return walk_pages<Timed, kFourLevel>(access, passage, fresh);
+        case Paging::five_level: break;
+        }
+        return walk_pages<Timed, kFiveLevel>(access, passage, fresh);
+    }();
+    if (!walked) return walked.error();
+    const Place place = place_of(*walked);
+    const Chain& chain = chains_[static_cast<std::size_t>(access.kind)];
+    if (chain.tlbs.empty()) return place;
+
+    Tlb::Page page{access.address, context_.pcid, walked->global && context_.globals, {}};
+    page.content.frame = place.machine;
+    page.content.origin = place.origin;
+    page.content.rights = walked->rights;
+    page.content.page_shift = static_cast<std::uint8_t>(walked->page_shift);
+    page.content.dirty = walked->dirty;
+    if constexpr (Timed) page.content.ready_at = passage->now();
+    Tlb::Match match;
+    for (std::size_t u = chain.tlbs.size(); u-- > 0;) {
+        const bool filled_by_walks = chain.tlbs[u]->spec().inclusion != Inclusion::exclusive;
+        match = filled_by_walks ? fill(chain, u, page) : Tlb::Match{};
+    }
+    take_short_cut(chain, access, match);
+    return place;
+}
+
+template <PagingMode Mode>
+void Mmu::find_resume(LinearAddress address, WalkResume<space::Machine>& resume, Cycles& ready)
+{
+    for (int level = 2; level <= Mode.root_level(); ++level) {
+        Psc& psc = pscs_[static_cast<std::size_t>(level)];
+        if (psc.array == nullptr) continue;
+        ++psc.counters.lookups;
+        const std::uint32_t entry =
+            psc.array->find(EntryKind::pde, number_of(address, Mode.shift(level)), context_.pcid);
+        if (entry == TlbArray::kNone) continue;
+        ++psc.counters.hits;
+        psc.array->touch(entry);
+        const TlbContent& content = psc.array->content(entry);
+        resume = {level - 1, Mfn::of(MachineAddress{content.frame}), content.rights};
+        ready = content.ready_at;
+        return;
+    }
+}
+
+template <bool Timed, PagingMode Mode>
+Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& access, Passage* passage,
+                                                               bool fresh)
+{
+    ++walks_;
+    WalkResume<space::Machine> resume;
+    Cycles resume_ready = 0;
+    if (!fresh) find_resume<Mode>(access.address, resume, resume_ready);
+    Slots::Held walker{};
+    if constexpr (Timed) {
+        walker = walkers_.take(passage->now());
+        passage->spend(CycleLabels::kWalkWait, walker.from);
+        passage->spend(CycleLabels::kWalkStart, passage->now() + timing_.walker.start_cycles);
+        passage->spend(CycleLabels::kWalkWait, std::max(passage->now(), resume_ready));
+    }
+
+    if (!Timed && !has_pscs_) return walk<Mode>(*tables_, context_.root, context_.rules, access, AdBits::set);
+    Loads loads;
+    if (Mode.top_in_registers) loads.register_level = Mode.levels;
+    const WalkRules& rules = context_.rules;
+    std::size_t timed = 0;
+    std::size_t first = 0;  // load of the walk that counted
+    auto walked = resume.level != 0
+                      ? walk<Mode>(*tables_, context_.root, rules, access, AdBits::set, loads, resume)
+                      : walk<Mode>(*tables_, context_.root, rules, access, AdBits::set, loads);
+    if constexpr (Timed) spend_loads(loads, timed, *passage);
+    if (!walked && resume.level != 0) {
+        // What was cached may be stale. The fault is raised if the tables say so too.
+        resume = {};
+        first = loads.list.size();
+        walked = walk<Mode>(*tables_, context_.root, rules, access, AdBits::set, loads);
+        if constexpr (Timed) spend_loads(loads, timed, *passage);
+    }
+    if constexpr (Timed) {
+        if (walked && walked->assisted) {
+            passage->spend(CycleLabels::kWalkAssist, passage->now() + timing_.walker.assist_cycles);
+        }
+        walkers_.release(walker.slot, passage->now());
+    }
+    if (!walked || !has_pscs_) return walked;
+
+    Rights rights = resume.level != 0 ? resume.rights : Rights{};
+    for (std::size_t i = first; i + 1 < loads.list.size(); ++i) {
+        const Loads::Load& load = loads.list[i];
+        rights.user &= (load.raw & pte::kUser) != 0;
+        rights.writable &= (load.raw & pte::kWritable) != 0;
+        rights.no_execute |= Mode.has_nx && (load.raw & pte::kNoExecute) != 0;
+        const Psc& psc = pscs_[static_cast<std::size_t>(load.level)];
+        if (psc.array == nullptr) continue;
+        TlbContent content;
+        content.frame = Pte<Mode>{load.raw}.table_address();
+        content.rights = rights;
+        content.ready_at = load.ready;
+        psc.array->insert(
+            {EntryKind::pde, number_of(access.address, Mode.shift(load.level)), context_.pcid, false},
+            content);
+    }
+    return walked;
+}
+
+void Mmu::spend_loads(Loads& loads, std::size_t& from, Passage& passage)
+{
+    for (; from < loads.list.size(); ++from) {
+        Loads::Load& load = loads.list[from];
+        const Cycles asked = passage.now() + timing_.walker.load_cycles[static_cast<std::size_t>(load.level)];
+        const DataCaches::Load done = caches_.load(load.address, asked);
+        passage.spend(labels_->walk(load.level, done.answered_by), done.ready_at);
+        load.ready = done.ready_at;
+    }
+}
+
+Mmu::Place Mmu::place_of(const Translation<space::Machine>& translation) const
+{
+    const MachineAddress found = translation.address;
+    if (names_ == nullptr) return {found.value(), found.value(), false};
+    const auto gfn = names_->gfn_of(Mfn::of(found));
+    assert(gfn && "a shadow maps guest RAM alone");
+    return {found.value(), gfn->address(found.offset_in_page()).value(), false};
+}
+
+Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page)
+{
+    Tlb& tlb = *chain.tlbs[u];
+    const Tlb::Fill done = tlb.fill(page);
+    if (u == 0 && done.match) {
+        // An older short cut may lead to an entry that a lookup would now find later.
+        const std::uint64_t vpn = page.address.value() >> kPageShift;
+        for (auto& cuts : short_cuts_) {
+            ShortCut& cut = cuts[vpn % kShortCuts];
+            if (cut.vpn == vpn) cut.vpn = ~std::uint64_t{0};
+        }
+        const EntryKind kind = done.match.array->tag(done.match.entry).kind();
+        if (kind != EntryKind::page_4k && (!tlb.searches_by_size() || tlb.any_larger(kind))) ++epoch_;
+    }
+    if (!done.evicted || done.evicted->tag.kind() == EntryKind::pde) return done.match;
+    const TlbArray::Evicted& evicted = *done.evicted;
+    if (tlb.spec().inclusion == Inclusion::inclusive) {
+        for (Tlb& other : tlbs_) {
+            if (other.spec().level < tlb.spec().level) other.drop_overlapping(evicted);
+        }
+    }
+    if (u + 1 < chain.tlbs.size()) {
+        const TlbSpec& next = chain.tlbs[u + 1]->spec();
+        if (next.inclusion == Inclusion::exclusive || next.takes_evictions) {
+            const LinearAddress address{evicted.tag.number() << shift_of(evicted.tag.kind())};
+            fill(chain, u + 1, {address, evicted.tag.pcid(), evicted.tag.global(), evicted.content});
+        }
+    }
+    return done.match;
+}
+
+void Mmu::take_short_cut(const Chain& chain, const Access& access, const Tlb::Match& match)
+{
+    if (!chain.short_cuts || !match) return;
+    TlbArray& array = *match.array;
+    const TlbContent& content = match.content();
+    if (access.kind == AccessKind::write && !content.dirty) return;
+    if (!array.tag(match.entry).valid()) return;  // what its own fill evicted has dragged it along
+    const std::uint64_t vpn = access.address.value() >> kPageShift;
+    Replacement& replacement = array.replacement();
+    const unsigned row = array.row_of(match.entry);
+    const unsigned way = array.way_of(match.entry);
+    const std::uint64_t in_entry = access.address.value() &
+                                   ((std::uint64_t{1} << shift_of(array.tag(match.entry).kind())) - 1) &
+                                   ~std::uint64_t{kPageBytes - 1};
+    ShortCut& cut = short_cuts_[static_cast<std::size_t>(access.kind)][vpn % kShortCuts];
+    cut.vpn = vpn;
+    cut.id = array.id_of(match.entry);
+    cut.expected_id = *cut.id;
+    cut.machine = content.frame + in_entry;
+    cut.origin = content.origin + in_entry;
+    cut.stamp = replacement.stamp_of(row, way);
+    cut.stamp_clock = replacement.clock();
+    if (cut.stamp == nullptr) {
+        cut.stamp = &unused_stamp_;
+        cut.stamp_clock = &unused_clock_;
+    }
+    cut.word = replacement.word_of(row);
+    cut.touch = replacement.touch_of(way);
+    cut.content = &content;
+    cut.epoch = epoch_;
+    cut.lookup_cycles = chain.tlbs.front()->spec().lookup_cycles;
+    cut.label = labels_ != nullptr ? label_of(*chain.tlbs.front()) : Label{0};
+    cut.permits = 0;
+    RightsControl control = context_.rules.control;
+    for (unsigned privilege = 0; privilege < 8; ++privilege) {
+        Access as = access;
+        as.user_mode = (privilege & 1) != 0;
+        as.implicit = (privilege & 2) != 0;
+        control.ac = (privilege & 4) != 0;
+        if (denied(content.rights, control, as) == 0) {
+            cut.permits = static_cast<std::uint8_t>(cut.permits | 1u << privilege);
+        }
+    }
+}
+
+// --- invalidation ------------------------------------------------------------------------------------
+
+void Mmu::drop_all_pscs()
+{
+    for (Psc& psc : pscs_) {
+        if (psc.array == nullptr) continue;
+        psc.array->remove_if([](TlbTag tag, const TlbContent&) { return tag.kind() == EntryKind::pde; });
+    }
+}
+
+void Mmu::drop_pscs(unsigned pcid)
+{
+    for (Psc& psc : pscs_) {
+        if (psc.array == nullptr || !psc.array->any(EntryKind::pde)) continue;
+        psc.array->remove_if([&](TlbTag tag, const TlbContent&) {
+            return tag.kind() == EntryKind::pde && tag.pcid() == pcid;
+        });
+    }
+}
+
+void Mmu::drop_pscs_of(unsigned pcid, LinearAddress address)
+{
+    for (Psc& psc : pscs_) {
+        if (psc.array == nullptr) continue;
+        psc.array->remove_page(EntryKind::pde, number_of(address, psc.shift), pcid, false);
+    }
+}
+
+void Mmu::drop_address(LinearAddress address)
+{
+    for (Tlb& tlb : tlbs_) tlb.drop_page(address, context_.pcid, true, true);
+    drop_pscs_of(context_.pcid, address);
+}
+
+void Mmu::page_fault(LinearAddress address)
+{
+    drop_address(address);
+}
+
+void Mmu::invlpg(LinearAddress address)
+{
+    for (Tlb& tlb : tlbs_) tlb.drop_page(address, context_.pcid, true, true);
+    switch (context_.upper) {
+    case HardwareContext::UpperInvalidation::pcid: drop_pscs(context_.pcid); break;
+    case HardwareContext::UpperInvalidation::all: drop_all_pscs(); break;
+    case HardwareContext::UpperInvalidation::address: drop_pscs_of(context_.pcid, address); break;
+    }
+}
+
+void Mmu::invpcid_address(unsigned pcid, LinearAddress address)
+{
+    if (!tags_pcids_) pcid = 0;
+    for (Tlb& tlb : tlbs_) tlb.drop_page(address, pcid, false, true);
+    if (context_.upper == HardwareContext::UpperInvalidation::all) {
+        drop_all_pscs();
+    } else {
+        drop_pscs_of(pcid, address);
+    }
+}
+
+void Mmu::invpcid_context(unsigned pcid)
+{
+    if (!tags_pcids_) pcid = 0;
+    for (Tlb& tlb : tlbs_) tlb.drop_pcid(pcid);
+    drop_pscs(pcid);
+}
+
+void Mmu::drop_context()
+{
+    invpcid_context(context_.pcid);
+}
+
+void Mmu::drop_everything(bool with_globals)
+{
+    for (Tlb& tlb : tlbs_) tlb.drop_all(with_globals);
+    drop_all_pscs();
+}
+
+void Mmu::cr3_loaded(unsigned old, bool pcids_in_use, bool flushing)
+{
+    if (!pcids_in_use || !tags_pcids_) {
+        drop_everything(false);
+        return;
+    }
+    if (flushing) drop_context();
+    for (Tlb& tlb : tlbs_) tlb.pcid_loaded(old, context_.pcid, flushing);
+}
+
+// --- time --------------------------------------------------------------------------------------------
+
+void Mmu::data(std::span<const Piece> pieces, Passage& passage)
+{
+    if (!program_uses_caches_) {
+        passage.spend(labels_->data(0), passage.now() + caches_.nearest_latency());
+        return;
+    }
+    const Cycles start = passage.now();
+    DataCaches::Load last{start, 0};
+    for (const Piece& piece : pieces) {
+        const std::uint64_t end = piece.machine + piece.bytes;
+        for (std::uint64_t line = piece.machine / kLineBytes; line * kLineBytes < end; ++line) {
+            const DataCaches::Load load = caches_.load(line * kLineBytes, start);
+            if (load.ready_at > last.ready_at) last = load;
+        }
+    }
+    passage.spend(labels_->data(last.answered_by), last.ready_at);
+}
+
+template Result<Mmu::Place, PageFault> Mmu::look_up<false>(const Access&, Passage*);
+template Result<Mmu::Place, PageFault> Mmu::look_up<true>(const Access&, Passage*);
+
+}  // namespace mmusim

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mmusim/timing/clock.hpp>
+
+#include <algorithm>
+#include <string_view>
+
+#include <fmt/format.h>
+
+namespace mmusim {
+
+std::string CycleLabels::name(Label label) const
+{
+    constexpr std::array<std::string_view, kFixed> kNames{
+        "instructions",
+        "fetch",
+        "walk.wait",
+        "walk.start",
+        "walk.assist",
+        "guest_fault",
+        "system.mov_cr",
+        "system.mov_cr3",
+        "system.invlpg",
+        "system.invpcid",
+        "hypervisor.exit",
+        "hypervisor.entry",
+        "hypervisor.fault_handler",
+        "hypervisor.guest_walk",
+        "hypervisor.shadow_page",
+        "hypervisor.propagate",
+        "hypervisor.emulate",
+        "hypervisor.load_root",
+        "hypervisor.flush",
+    };
+    if (label < kFixed) return std::string{kNames[label]};
+    std::size_t rest = label - std::size_t{kFixed};
+    if (rest < tlbs_.size()) return fmt::format("tlb.{}", tlbs_[rest]);
+    rest -= tlbs_.size();
+    constexpr std::array<std::string_view, kLevels> kEntries{"pte", "pde", "pdpte", "pml4e", "pml5e"};
+    const std::string& cache = caches_[rest % caches_.size()];
+    const std::size_t level = rest / caches_.size();
+    if (level < kEntries.size()) return fmt::format("walk.{}.{}", kEntries[level], cache);
+    return fmt::format("data.{}", cache);
+}
+
+Clock::Clock(ClockKind kind, unsigned window, unsigned issue_width, std::size_t labels)
+    : kind_{kind}, width_{issue_width}, by_(labels, 0), retirements_(window, 0)
+{
+}
+
+Cycles Clock::issue(std::uint64_t gap)
+{
+    if (kind_ != ClockKind::window) return retired_ + gap_cycles(gap);
+    slot_ = std::max(slot_ + gap, retirements_[oldest_] * width_);
+    return slot_++ / width_;
+}
+
+void Clock::retire(Cycles issued, const Passage& passage)
+{
+    advance(CycleLabels::kInstructions, issued);
+    for (const Passage::Stage& stage : passage) advance(stage.label, stage.until);
+    if (kind_ != ClockKind::window) return;
+    retirements_[oldest_] = retired_;
+    if (++oldest_ == retirements_.size()) oldest_ = 0;
+}
+
+void Clock::serialize(Label label, Cycles cycles, std::uint64_t gap)
+{
+    advance(CycleLabels::kInstructions, retired_ + gap_cycles(gap));
+    advance(label, retired_ + cycles);
+    slot_ = std::max(slot_, retired_ * width_);
+}
+
+}  // namespace mmusim

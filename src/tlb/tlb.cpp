@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mmusim/tlb/tlb.hpp>
+
+#include <algorithm>
+
+namespace mmusim {
+
+namespace {
+
+constexpr std::array<EntryKind, 4> kPages{EntryKind::page_4k, EntryKind::page_2m, EntryKind::page_4m,
+                                          EntryKind::page_1g};
+constexpr unsigned kPcids = 4096;
+
+EntryKind page_of(unsigned shift)
+{
+    for (const EntryKind kind : kPages) {
+        if (shift_of(kind) == shift) return kind;
+    }
+    return EntryKind::page_4k;
+}
+
+std::uint64_t offset_mask(unsigned shift)
+{
+    return (std::uint64_t{1} << shift) - 1;
+}
+
+/// Page numbers count within the widest linear address, so that canonical copies of its top bit don't matter.
+constexpr std::uint64_t kLinearMask = (std::uint64_t{1} << 57) - 1;
+
+std::uint64_t number_of(LinearAddress address, unsigned shift)
+{
+    return (address.value() & kLinearMask) >> shift;
+}
+
+}  // namespace
+
+void TlbCounters::add(const TlbCounters& more)
+{
+    lookups += more.lookups;
+    hits += more.hits;
+    dirty_walks += more.dirty_walks;
+    denied += more.denied;
+    fills += more.fills;
+    evictions += more.evictions;
+}
+
+void TlbCounters::subtract(const TlbCounters& earlier)
+{
+    lookups -= earlier.lookups;
+    hits -= earlier.hits;
+    dirty_walks -= earlier.dirty_walks;
+    denied -= earlier.denied;
+    fills -= earlier.fills;
+    evictions -= earlier.evictions;
+}
+
+Tlb::Tlb(const TlbSpec& spec) : spec_{spec}
+{
+    arrays_.reserve(spec.arrays.size());
+    unsigned last = 0;
+    for (const TlbArraySpec& array : spec.arrays) {
+        TlbArray& made = arrays_.emplace_back(array);
+        for (const EntryKind kind : kPages) {
+            if (!made.holds(kind)) continue;
+            probes_.push_back({&made, kind, shift_of(kind)});
+            searches_by_size_ &= shift_of(kind) >= last;
+            last = shift_of(kind);
+        }
+    }
+    // The size itself, or where fragments are held, the largest smaller one.
+    for (std::size_t size = 0; size < kPages.size(); ++size) {
+        for (std::size_t kind = size + 1; kind-- > 0 && places_[size].array == nullptr;) {
+            const bool fragment = kind != size;
+            if (fragment && spec.level != 1 && !spec.splinters) break;
+            if (TlbArray* array = array_of(kPages[kind])) places_[size] = {array, kPages[kind]};
+        }
+    }
+}
+
+TlbArray* Tlb::array_of(EntryKind kind)
+{
+    const auto found = std::find_if(arrays_.begin(), arrays_.end(),
+                                    [&](const TlbArray& array) { return array.holds(kind); });
+    return found == arrays_.end() ? nullptr : &*found;
+}
+
+bool Tlb::any_larger(EntryKind kind) const
+{
+    return std::any_of(probes_.begin(), probes_.end(), [&](const Probe& probe) {
+        return probe.shift > shift_of(kind) && probe.array->any(probe.kind);
+    });
+}
+
+bool Tlb::touch_is_enough()
+{
+    return std::all_of(arrays_.begin(), arrays_.end(),
+                       [](TlbArray& array) { return array.replacement().touch_is_enough(); });
+}
+
+Tlb::Match Tlb::find(LinearAddress address, unsigned pcid)
+{
+    for (const Probe& probe : probes_) {
+        if (!probe.array->any(probe.kind)) continue;
+        const std::uint32_t entry = probe.array->find(probe.kind, number_of(address, probe.shift), pcid);
+        if (entry != TlbArray::kNone) return {probe.array, entry};
+    }
+    return {};
+}
+
+Tlb::Place Tlb::place_for(unsigned page_shift) const
+{
+    return places_[static_cast<std::size_t>(page_of(page_shift))];
+}
+
+Tlb::Fill Tlb::fill(const Page& page)
+{
+    const Place place = place_for(page.content.page_shift);
+    if (place.array == nullptr) return {};
+    const unsigned shift = shift_of(place.kind);
+    TlbContent content = page.content;
+    content.frame &= ~offset_mask(shift);
+    content.origin &= ~offset_mask(shift);
+    const TlbTag tag{place.kind, number_of(page.address, shift), page.pcid, page.global};
+    const TlbArray::Insertion done = place.array->insert(tag, content);
+    ++counters.fills;
+    if (done.evicted) ++counters.evictions;
+    return {{place.array, done.entry}, done.evicted};
+}
+
+void Tlb::drop_page(LinearAddress address, unsigned pcid, bool with_globals, bool with_pcid)
+{
+    for (const Probe& probe : probes_) {
+        if (!probe.array->any(probe.kind)) continue;
+        probe.array->remove_page(probe.kind, number_of(address, probe.shift), pcid, with_globals, with_pcid);
+        if (!probe.array->any_fragment()) continue;
+        probe.array->remove_if([&](TlbTag tag, const TlbContent& content) {
+            if (tag.kind() != probe.kind || content.page_shift <= probe.shift) return false;
+            if (tag.global() ? !with_globals : !with_pcid || tag.pcid() != pcid) return false;
+            return tag.number() >> (content.page_shift - probe.shift) ==
+                   number_of(address, content.page_shift);
+        });
+    }
+}
+
+void Tlb::drop_pcid(unsigned pcid)
+{
+    for (TlbArray& array : arrays_) {
+        array.remove_if([&](TlbTag tag, const TlbContent&) {
+            return tag.kind() != EntryKind::pde && !tag.global() && tag.pcid() == pcid;
+        });
+    }
+}
+
+void Tlb::drop_all(bool with_globals)
+{
+    for (TlbArray& array : arrays_) {
+        array.remove_if([&](TlbTag tag, const TlbContent&) {
+            return tag.kind() != EntryKind::pde && (with_globals || !tag.global());
+        });
+    }
+    recent_pcids_.clear();
+}
+
+void Tlb::reset()
+{
+    for (TlbArray& array : arrays_) array.reset();
+    recent_pcids_.clear();
+    counters = {};
+}
+
+void Tlb::drop_overlapping(const TlbArray::Evicted& evicted)
+{
+    if (evicted.tag.kind() == EntryKind::pde) return;
+    const unsigned shift = shift_of(evicted.tag.kind());
+    for (const Probe& probe : probes_) {
+        if (!probe.array->any(probe.kind)) continue;
+        const auto same_context = [&](TlbTag tag) {
+            return tag.global() == evicted.tag.global() && tag.pcid() == evicted.tag.pcid();
+        };
+        if (probe.shift >= shift) {
+            probe.array->remove_page(probe.kind, evicted.tag.number() >> (probe.shift - shift),
+                                     evicted.tag.pcid(), evicted.tag.global(), !evicted.tag.global());
+            continue;
+        }
+        probe.array->remove_if([&](TlbTag tag, const TlbContent&) {
+            return tag.kind() == probe.kind && same_context(tag) &&
+                   tag.number() >> (shift - probe.shift) == evicted.tag.number();
+        });
+    }
+}
+
+void Tlb::pcid_loaded(unsigned old, unsigned pcid, bool flushing)
+{
+    if (spec_.pcids_kept_flush >= kPcids && spec_.pcids_kept_noflush >= kPcids) return;
+    const unsigned kept = flushing ? spec_.pcids_kept_flush : spec_.pcids_kept_noflush;
+    if (recent_pcids_.empty()) recent_pcids_.push_back(old);
+    const auto known = std::find(recent_pcids_.begin(), recent_pcids_.end(), pcid);
+    if (known != recent_pcids_.end()) recent_pcids_.erase(known);
+    recent_pcids_.insert(recent_pcids_.begin(), pcid);
+    if (recent_pcids_.size() <= kept) return;
+    recent_pcids_.resize(kept);
+    for (TlbArray& array : arrays_) {
+        array.remove_if([&](TlbTag tag, const TlbContent&) {
+            return tag.kind() != EntryKind::pde && !tag.global() &&
+                   std::find(recent_pcids_.begin(), recent_pcids_.end(), tag.pcid()) == recent_pcids_.end();
+        });
+    }
+}
+
+}  // namespace mmusim
