@@ -275,8 +275,8 @@ void CoherenceOracle::table_store(GuestPhysical at, std::span<const std::byte> b
             if (found->second == 0) state.unset.erase(found);
         }
     }
+    state.sweep_if_due(watched_);  // before: the journal and memory are at one now
     if (state.journal.store(at, bytes, state.tick(counts_))) ++changes_;
-    state.sweep_if_due(watched_);
 }
 
 std::size_t CoherenceOracle::State::remembered() const

@@ -207,16 +207,14 @@ bool TableJournal::reaches_global(Gfn frame, std::uint8_t role)
     Table* table = find(frame);
     if (table == nullptr) return false;
     if ((table->global_known & role) == 0) {
+        // All of them are asked, so that every answer is known before the sweep takes anything away.
         bool reaches = false;
         if (table->roles != 0) {
             Words words;
             read(frame, words);
-            reaches = std::any_of(words.begin(), words.end(),
-                                  [&](std::uint64_t word) { return concerns_global(word, role); });
+            for (const std::uint64_t word : words) reaches |= concerns_global(word, role);
         }
-        reaches = reaches || std::any_of(table->changes.begin(), table->changes.end(), [&](const Change& c) {
-                      return concerns_global(c.word, role);
-                  });
+        for (const Change& change : table->changes) reaches |= concerns_global(change.word, role);
         table->global_known |= role;
         if (reaches) table->global |= role;
     }
@@ -228,14 +226,10 @@ bool TableJournal::concerns_global(std::uint64_t word, std::uint8_t roles)
     bool concerns = false;
     for_each_role(roles, [&](std::uint8_t role) {
         for_each_entry(word, role, [&](std::uint64_t entry) {
-            if (concerns || (entry & pte::kPresent) == 0) return;
-            const std::uint8_t child = child_role(entry, role);
-            if (child == 0) concerns = (entry & pte::kGlobal) != 0;
+            constexpr std::uint64_t kGlobalPage = pte::kPresent | pte::kGlobal;
+            concerns |= (entry & kGlobalPage) == kGlobalPage && child_role(entry, role) == 0;
         });
-        if (!concerns) {
-            for_each_child(word, role,
-                           [&](Gfn frame, std::uint8_t as) { concerns = concerns || reaches_global(frame, as); });
-        }
+        for_each_child(word, role, [&](Gfn frame, std::uint8_t as) { concerns |= reaches_global(frame, as); });
     });
     return concerns;
 }
@@ -249,21 +243,30 @@ void TableJournal::retire(Gfn frame, Table& table, Time now)
     }
 }
 
-void TableJournal::drop_changes(Table& table, std::span<const Interval> visible, Time globals_since)
+void TableJournal::drop_changes(Gfn frame, Table& table, std::span<const Interval> visible,
+                                Time globals_since)
 {
+    if (table.changes.empty()) return;
+    Words words;
+    read(frame, words);
+    std::uint32_t i = 0;
     const auto useless = [&](const Change& change) {
+        const bool newest = (*table.newest)[change.index] == i++;
         if (table.roles != 0 && overlaps(visible, change.start, change.end)) return false;
-        return change.end <= globals_since || !concerns_global(change.word, table.past_roles);
+        if (change.end <= globals_since) return true;
+        // The newest one tells from when on the word is what it is in memory.
+        return !concerns_global(change.word, table.past_roles) &&
+               !(newest && table.roles != 0 && concerns_global(words[change.index], table.past_roles));
     };
     const auto kept = std::remove_if(table.changes.begin(), table.changes.end(), useless);
     if (kept == table.changes.end()) return;
     table.changes.erase(kept, table.changes.end());
     table.changes.shrink_to_fit();
     table.newest->fill(kNone);
-    for (std::size_t i = 0; i < table.changes.size(); ++i) {
+    for (i = 0; i < table.changes.size(); ++i) {
         std::uint32_t& newest = (*table.newest)[table.changes[i].index];
         table.changes[i].older = newest;
-        newest = static_cast<std::uint32_t>(i);
+        newest = i;
     }
 }
 
@@ -290,7 +293,7 @@ void TableJournal::sweep(std::span<const Root> roots, std::span<const Interval> 
     enrolled_->clear();
     changes_ = 0;
     for (const auto& [number, table] : tables_) {
-        drop_changes(*table, visible, globals_since);
+        drop_changes(Gfn{number}, *table, visible, globals_since);
         changes_ += table->changes.size();
         if (table->roles != 0) enrolled_->add(Gfn{number});
     }

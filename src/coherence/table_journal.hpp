@@ -145,7 +145,7 @@ private:
     [[nodiscard]] bool concerns_global(std::uint64_t word, std::uint8_t roles);
     /// The table is out of reach: what global translations may have come from is kept, if any.
     void retire(Gfn frame, Table& table, Time now);
-    void drop_changes(Table& table, std::span<const Interval> visible, Time globals_since);
+    void drop_changes(Gfn frame, Table& table, std::span<const Interval> visible, Time globals_since);
 
     GuestMemory memory_;
     const GuestRam* ram_;

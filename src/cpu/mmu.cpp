@@ -63,7 +63,7 @@ Mmu::Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, con
     , program_uses_caches_{program_uses_caches}
 {
     tlbs_.reserve(profile.tlbs.tlbs.size());
-    for (const TlbSpec& spec : profile.tlbs.tlbs) tlbs_.emplace_back(spec);
+    for (const TlbSpec& spec : profile.tlbs.tlbs) tlbs_.emplace_back(spec).share_clock(stamp_clock_);
 
     const auto serves = [](const TlbSpec& spec, AccessKind kind) {
         switch (kind) {
@@ -84,6 +84,9 @@ Mmu::Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, con
         chain.short_cuts =
             !chain.tlbs.empty() && !chain.touches_later && chain.tlbs.front()->touch_is_enough();
         short_cuts_[static_cast<std::size_t>(kind)].resize(kShortCuts);
+        if (chain.tlbs.empty()) continue;
+        chain.lookup_cycles = chain.tlbs.front()->spec().lookup_cycles;
+        if (labels_ != nullptr) chain.label = label_of(*chain.tlbs.front());
     }
 
     has_pscs_ = !profile.tlbs.paging_structure_caches.empty();
@@ -152,20 +155,19 @@ Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passag
         if (denied(content.rights, control, access) != 0) {
             ++tlb.counters.denied;
             drop_address(access.address);
-            return walk_and_fill<Timed>(access, passage, true);
+            return walk_and_fill<Timed>(access, passage, true, false);
         }
         ++tlb.counters.hits;
         if (access.kind == AccessKind::write && !content.dirty) {
             ++tlb.counters.dirty_walks;
-            return walk_and_fill<Timed>(access, passage, false);
+            return walk_and_fill<Timed>(access, passage, false, false);
         }
         match.array->touch(match.entry);
         if constexpr (Timed) {
             passage->spend(label_of(tlb), std::max(passage->now(), content.ready_at));
         }
         const TlbTag tag = match.array->tag(match.entry);
-        const std::uint64_t in_entry =
-            access.address.value() & ((std::uint64_t{1} << shift_of(tag.kind())) - 1);
+        const std::uint64_t in_entry = offset_in(access.address, content.entry_shift);
         const Place place{content.frame + in_entry, content.origin + in_entry, true};
         if (u > 0) {
             Tlb::Page page{access.address, context_.pcid, tag.global(), content};
@@ -174,7 +176,7 @@ Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passag
             if constexpr (Timed) page.content.ready_at = passage->now();
             if (tlb.spec().inclusion == Inclusion::exclusive) match.array->remove(match.entry);
             if (!tlb.spec().refills) return place;
-            for (std::size_t v = u; v-- > 0;) match = fill(chain, v, page);
+            for (std::size_t v = u; v-- > 0;) match = fill(chain, v, page, true);
         } else if (chain.touches_later) {
             for (std::size_t v = 1; v < chain.tlbs.size(); ++v) {
                 if (!chain.tlbs[v]->spec().touched_by_earlier_hits) continue;
@@ -185,11 +187,12 @@ Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passag
         take_short_cut(chain, access, match);
         return place;
     }
-    return walk_and_fill<Timed>(access, passage, false);
+    return walk_and_fill<Timed>(access, passage, false, true);
 }
 
 template <bool Timed>
-Result<Mmu::Place, PageFault> Mmu::walk_and_fill(const Access& access, Passage* passage, bool fresh)
+Result<Mmu::Place, PageFault> Mmu::walk_and_fill(const Access& access, Passage* passage, bool fresh,
+                                                 bool absent)
 {
     const auto walked = [&] {
         switch (context_.paging) {
@@ -216,7 +219,7 @@ Result<Mmu::Place, PageFault> Mmu::walk_and_fill(const Access& access, Passage* 
     Tlb::Match match;
     for (std::size_t u = chain.tlbs.size(); u-- > 0;) {
         const bool filled_by_walks = chain.tlbs[u]->spec().inclusion != Inclusion::exclusive;
-        match = filled_by_walks ? fill(chain, u, page) : Tlb::Match{};
+        match = filled_by_walks ? fill(chain, u, page, absent) : Tlb::Match{};
     }
     take_short_cut(chain, access, match);
     return place;
@@ -294,9 +297,8 @@ Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& acc
         content.frame = Pte<Mode>{load.raw}.table_address();
         content.rights = rights;
         content.ready_at = load.ready;
-        psc.array->insert(
-            {EntryKind::pde, number_of(access.address, Mode.shift(load.level)), context_.pcid, false},
-            content);
+        const TlbTag tag{EntryKind::pde, number_of(access.address, Mode.shift(load.level)), context_.pcid, false};
+        psc.array->insert(tag, content, nullptr, !fresh && first == 0);
     }
     return walked;
 }
@@ -321,35 +323,37 @@ Mmu::Place Mmu::place_of(const Translation<space::Machine>& translation) const
     return {found.value(), gfn->address(found.offset_in_page()).value(), false};
 }
 
-Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page)
+Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent)
 {
     Tlb& tlb = *chain.tlbs[u];
-    const Tlb::Fill done = tlb.fill(page);
-    if (u == 0 && done.match) {
+    const bool inclusive = tlb.spec().inclusion == Inclusion::inclusive;
+    const TlbSpec* const next = u + 1 < chain.tlbs.size() ? &chain.tlbs[u + 1]->spec() : nullptr;
+    const bool spills =
+        next != nullptr && (next->inclusion == Inclusion::exclusive || next->takes_evictions);
+    TlbArray::Evicted evicted;
+    const Tlb::Fill done = tlb.fill(page, inclusive || spills ? &evicted : nullptr, absent);
+    const Tlb::Match match = done.match;
+    if (u == 0 && match) {
         // An older short cut may lead to an entry that a lookup would now find later.
         const std::uint64_t vpn = page.address.value() >> kPageShift;
         for (auto& cuts : short_cuts_) {
             ShortCut& cut = cuts[vpn % kShortCuts];
             if (cut.vpn == vpn) cut.vpn = ~std::uint64_t{0};
         }
-        const EntryKind kind = done.match.array->tag(done.match.entry).kind();
+        const EntryKind kind = match.array->tag(match.entry).kind();
         if (kind != EntryKind::page_4k && (!tlb.searches_by_size() || tlb.any_larger(kind))) ++epoch_;
     }
-    if (!done.evicted || done.evicted->tag.kind() == EntryKind::pde) return done.match;
-    const TlbArray::Evicted& evicted = *done.evicted;
-    if (tlb.spec().inclusion == Inclusion::inclusive) {
+    if (!done.evicted || evicted.tag.kind() == EntryKind::pde) return match;
+    if (inclusive) {
         for (Tlb& other : tlbs_) {
             if (other.spec().level < tlb.spec().level) other.drop_overlapping(evicted);
         }
     }
-    if (u + 1 < chain.tlbs.size()) {
-        const TlbSpec& next = chain.tlbs[u + 1]->spec();
-        if (next.inclusion == Inclusion::exclusive || next.takes_evictions) {
-            const LinearAddress address{evicted.tag.number() << shift_of(evicted.tag.kind())};
-            fill(chain, u + 1, {address, evicted.tag.pcid(), evicted.tag.global(), evicted.content});
-        }
+    if (spills) {
+        const LinearAddress address{evicted.tag.number() << evicted.content.entry_shift};
+        fill(chain, u + 1, {address, evicted.tag.pcid(), evicted.tag.global(), evicted.content}, false);
     }
-    return done.match;
+    return match;
 }
 
 void Mmu::take_short_cut(const Chain& chain, const Access& access, const Tlb::Match& match)
@@ -360,41 +364,25 @@ void Mmu::take_short_cut(const Chain& chain, const Access& access, const Tlb::Ma
     if (access.kind == AccessKind::write && !content.dirty) return;
     if (!array.tag(match.entry).valid()) return;  // what its own fill evicted has dragged it along
     const std::uint64_t vpn = access.address.value() >> kPageShift;
+    const auto permits = static_cast<std::uint8_t>(1u << privilege_of(access));
+    ShortCut& cut = short_cuts_[static_cast<std::size_t>(access.kind)][vpn % kShortCuts];
+    if (cut.vpn == vpn && cut.epoch == epoch_ && cut.content == &content && cut.id == content.id) {
+        cut.permits |= permits;  // the same entry, for another privilege
+        return;
+    }
     Replacement& replacement = array.replacement();
     const unsigned row = array.row_of(match.entry);
     const unsigned way = array.way_of(match.entry);
-    const std::uint64_t in_entry = access.address.value() &
-                                   ((std::uint64_t{1} << shift_of(array.tag(match.entry).kind())) - 1) &
-                                   ~std::uint64_t{kPageBytes - 1};
-    ShortCut& cut = short_cuts_[static_cast<std::size_t>(access.kind)][vpn % kShortCuts];
     cut.vpn = vpn;
-    cut.id = array.id_of(match.entry);
-    cut.expected_id = *cut.id;
-    cut.machine = content.frame + in_entry;
-    cut.origin = content.origin + in_entry;
+    cut.epoch = epoch_;
+    cut.permits = permits;
+    cut.content = &content;
+    cut.id = content.id;
+    cut.origin = content.origin + (offset_in(access.address, content.entry_shift) & ~(kPageBytes - 1));
     cut.stamp = replacement.stamp_of(row, way);
-    cut.stamp_clock = replacement.clock();
-    if (cut.stamp == nullptr) {
-        cut.stamp = &unused_stamp_;
-        cut.stamp_clock = &unused_clock_;
-    }
+    if (cut.stamp == nullptr) cut.stamp = &unused_stamp_;
     cut.word = replacement.word_of(row);
     cut.touch = replacement.touch_of(way);
-    cut.content = &content;
-    cut.epoch = epoch_;
-    cut.lookup_cycles = chain.tlbs.front()->spec().lookup_cycles;
-    cut.label = labels_ != nullptr ? label_of(*chain.tlbs.front()) : Label{0};
-    cut.permits = 0;
-    RightsControl control = context_.rules.control;
-    for (unsigned privilege = 0; privilege < 8; ++privilege) {
-        Access as = access;
-        as.user_mode = (privilege & 1) != 0;
-        as.implicit = (privilege & 2) != 0;
-        control.ac = (privilege & 4) != 0;
-        if (denied(content.rights, control, as) == 0) {
-            cut.permits = static_cast<std::uint8_t>(cut.permits | 1u << privilege);
-        }
-    }
 }
 
 // --- invalidation ------------------------------------------------------------------------------------

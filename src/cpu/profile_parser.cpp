@@ -25,9 +25,9 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::uint64_t kMostEntries = 1 << 20;  // of a TLB array
 constexpr std::uint64_t kMostLines = 1 << 22;    // of a data cache
-constexpr std::uint64_t kMostLevels = 8;
-constexpr std::uint64_t kMostElements = 16;  // of a list of TLBs, arrays, caches
-constexpr std::uint64_t kMostSlots = 1024;   // of walkers, misses in flight, issue
+constexpr std::uint64_t kMostLevels = 8;         // of TLBs, of data caches
+constexpr std::uint64_t kMostElements = 16;      // of a list of TLBs, arrays, views
+constexpr std::uint64_t kMostSlots = 1024;       // of walkers, misses in flight, issue
 constexpr std::uint64_t kPcids = 4096;
 constexpr std::uint64_t kMostCycles = 1'000'000;
 constexpr Bounds kCycles{0, kMostCycles};
@@ -456,7 +456,7 @@ void read_data_caches(Members& profile, std::vector<CacheSpec>& caches)
 {
     const Json* const value = profile.find("data_caches");
     if (value == nullptr) return;
-    for (const Json& element : list_of(*value, "data_caches")) {
+    for (const Json& element : list_of(*value, "data_caches", kMostLevels)) {
         const auto path = fmt::format("data_caches[{}]", caches.size());
         CacheSpec cache = read_data_cache(element, path);
         for (const CacheSpec& other : caches) {

@@ -34,9 +34,9 @@ public:
     {
         touches_.resize(ways);
         stamps_on_hit_ = stamps_on_hit;
+        fill_is_touch_ = true;
     }
     unsigned victim(unsigned set, WayRange candidates) override { return oldest(set, candidates); }
-    void filled(unsigned set, unsigned way) override { stamp(set, way); }
 };
 
 class RandomReplacement final : public Replacement {
@@ -45,12 +45,12 @@ public:
         : Replacement{sets, ways}, seed_{seed}, state_{seed}
     {
         touches_.resize(ways);
+        fill_is_touch_ = true;
     }
     unsigned victim(unsigned, WayRange candidates) override
     {
         return candidates.first + static_cast<unsigned>(draw() % candidates.count);
     }
-    void filled(unsigned, unsigned) override {}
     void reset(unsigned set) override
     {
         Replacement::reset(set);
@@ -73,6 +73,7 @@ class BitPlru final : public Replacement {
 public:
     BitPlru(unsigned sets, unsigned ways) : Replacement{sets, ways}
     {
+        fill_is_touch_ = true;
         for (unsigned way = 0; way < ways; ++way) {
             touches_.push_back({~std::uint64_t{0}, std::uint64_t{1} << way, ones(ways)});
         }
@@ -82,7 +83,6 @@ public:
         const std::uint64_t clear = ~words_[set] & (ones(candidates.count) << candidates.first);
         return clear == 0 ? candidates.first : static_cast<unsigned>(std::countr_zero(clear));
     }
-    void filled(unsigned set, unsigned way) override { touch(set, way); }
 };
 
 /// Two bits a way.
@@ -124,6 +124,7 @@ public:
         , group_ways_{ways / groups}
         , leaves_{std::bit_ceil(group_ways_)}
     {
+        fill_is_touch_ = true;
         for (unsigned way = 0; way < ways; ++way) {
             const unsigned group = way / group_ways_;
             Touch touch{~(ones(kWordBits) << last_group_at()), std::uint64_t{group} << last_group_at()};
@@ -153,7 +154,6 @@ public:
             if (any(candidates, group * group_ways_, group_ways_)) return in_group(word, group, candidates);
         }
     }
-    void filled(unsigned set, unsigned way) override { touch(set, way); }
 
 private:
     [[nodiscard]] unsigned last_group_at() const { return groups_ * (leaves_ - 1); }

@@ -39,7 +39,7 @@ void DataCaches::Cache::fill(std::uint64_t line, unsigned set, Cycles ready)
         free != first + ways ? static_cast<unsigned>(free - first) : replacement->victim(set, {0, ways});
     lines[std::size_t{set} * ways + way] = line + 1;
     ready_at[std::size_t{set} * ways + way] = ready;
-    replacement->filled(set, way);
+    replacement->on_fill(set, way);
 }
 
 DataCaches::DataCaches(const std::vector<CacheSpec>& specs, Cycles memory_latency)

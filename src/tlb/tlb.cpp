@@ -112,7 +112,7 @@ Tlb::Place Tlb::place_for(unsigned page_shift) const
     return places_[static_cast<std::size_t>(page_of(page_shift))];
 }
 
-Tlb::Fill Tlb::fill(const Page& page)
+Tlb::Fill Tlb::fill(const Page& page, TlbArray::Evicted* evicted, bool absent)
 {
     const Place place = place_for(page.content.page_shift);
     if (place.array == nullptr) return {};
@@ -120,10 +120,11 @@ Tlb::Fill Tlb::fill(const Page& page)
     TlbContent content = page.content;
     content.frame &= ~offset_mask(shift);
     content.origin &= ~offset_mask(shift);
+    content.entry_shift = static_cast<std::uint8_t>(shift);
     const TlbTag tag{place.kind, number_of(page.address, shift), page.pcid, page.global};
-    const TlbArray::Insertion done = place.array->insert(tag, content);
+    const TlbArray::Insertion done = place.array->insert(tag, content, evicted, absent);
     ++counters.fills;
-    if (done.evicted) ++counters.evictions;
+    counters.evictions += done.evicted ? 1 : 0;
     return {{place.array, done.entry}, done.evicted};
 }
 
@@ -166,6 +167,11 @@ void Tlb::reset()
     for (TlbArray& array : arrays_) array.reset();
     recent_pcids_.clear();
     counters = {};
+}
+
+void Tlb::share_clock(std::uint64_t& clock)
+{
+    for (TlbArray& array : arrays_) array.replacement().share_clock(clock);
 }
 
 void Tlb::drop_overlapping(const TlbArray::Evicted& evicted)

@@ -2,10 +2,20 @@
 #include <mmusim/tlb/tlb_array.hpp>
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 namespace mmusim {
 
 namespace {
+
+constexpr std::uint64_t kEachByte = 0x0101'0101'0101'0101;
+
+/// The top bit of each byte of `word` that is 0; bytes above the first such one may be marked in error.
+std::uint64_t zero_bytes(std::uint64_t word)
+{
+    return (word - kEachByte) & ~word & (kEachByte << 7);
+}
 
 /// Rows of the array's own ways, if all kinds keep to them; else one row of everything, where only policies
 /// that go by stamps make sense.
@@ -19,10 +29,11 @@ unsigned row_ways_of(const TlbArraySpec& spec)
 }  // namespace
 
 TlbArray::TlbArray(const TlbArraySpec& spec)
-    : row_ways_{row_ways_of(spec)}
+    : free_{spec.entries}
+    , row_ways_{row_ways_of(spec)}
     , replacement_{spec.replacement.make(spec.entries / row_ways_, row_ways_)}
     , tags_(spec.entries)
-    , ids_(spec.entries, 0)
+    , prints_(spec.entries + sizeof(std::uint64_t), 0)
     , contents_(spec.entries)
 {
     for (const EntryView& view : spec.views) {
@@ -32,57 +43,70 @@ TlbArray::TlbArray(const TlbArraySpec& spec)
     }
 }
 
-std::uint32_t TlbArray::find(EntryKind kind, std::uint64_t number, unsigned pcid) const
+template <class Visit>
+inline std::uint32_t TlbArray::find_print(std::uint32_t first, unsigned ways, std::uint8_t print,
+                                          Visit visit) const
 {
-    const View& view = views_[static_cast<std::size_t>(kind)];
-    const TlbTag of_pcid{kind, number, pcid, false};
-    const TlbTag global{kind, number, 0, true};
-    const std::uint32_t first = first_of_set(view, number);
-    for (std::uint32_t i = first; i < first + view.ways; ++i) {
-        if (tags_[i] == of_pcid || tags_[i] == global) return i;
+    for (unsigned done = 0; done < ways; done += sizeof(std::uint64_t)) {
+        std::uint64_t word = 0;
+        std::memcpy(&word, &prints_[first + done], sizeof word);
+        for (std::uint64_t found = zero_bytes(word ^ kEachByte * print); found != 0; found &= found - 1) {
+            const unsigned way = done + static_cast<unsigned>(std::countr_zero(found)) / 8;
+            if (way >= ways) break;
+            if (prints_[first + way] == print && visit(first + way)) return first + way;
+        }
     }
     return kNone;
 }
 
-TlbArray::Insertion TlbArray::insert(TlbTag tag, const TlbContent& content)
+std::uint32_t TlbArray::find(EntryKind kind, std::uint64_t number, unsigned pcid) const
+{
+    const TlbTag wanted{kind, number, pcid, false};
+    const View& view = views_[static_cast<std::size_t>(kind)];
+    return find_print(first_of_set(view, number), view.ways, wanted.fingerprint(), [&](std::uint32_t entry) {
+        return tags_[entry].same_page(wanted) && tags_[entry].serves(pcid);
+    });
+}
+
+TlbArray::Insertion TlbArray::insert(TlbTag tag, const TlbContent& content, Evicted* evicted, bool absent)
 {
     const auto kind = static_cast<std::size_t>(tag.kind());
     const View& view = views_[kind];
     const std::uint32_t first = first_of_set(view, tag.number());
-    std::uint32_t place = kNone;
-    std::uint32_t free = kNone;
-    for (std::uint32_t i = first; i < first + view.ways; ++i) {
-        if (tags_[i] == tag) {
-            place = i;
-            break;
-        }
-        if (free == kNone && !tags_[i].valid()) free = i;
+    Insertion done{kNone, false};
+    if (!absent) {
+        done.entry = find_print(first, view.ways, tag.fingerprint(),
+                                [&](std::uint32_t entry) { return tags_[entry] == tag; });
     }
-    Insertion result{};
-    if (place == kNone) place = free;
-    if (place == kNone) {
+    if (done.entry == kNone && free_ != 0) {
+        done.entry = find_print(first, view.ways, 0, [](std::uint32_t) { return true; });
+    }
+    if (done.entry == kNone) {
         const unsigned row = row_of(first);
-        place = row * row_ways_ + replacement_->victim(row, {way_of(first), view.ways});
-        result.evicted = Evicted{tags_[place], contents_[place]};
+        done = {row * row_ways_ + replacement_->victim(row, {way_of(first), view.ways}), true};
+        if (evicted != nullptr) *evicted = {tags_[done.entry], contents_[done.entry]};
     }
-    if (tags_[place].valid()) remove(place);
-    tags_[place] = tag;
-    ids_[place] = ++next_id_;
-    contents_[place] = content;
+    if (tags_[done.entry].valid()) remove(done.entry);
+    tags_[done.entry] = tag;
+    prints_[done.entry] = tag.fingerprint();
+    TlbContent& place = contents_[done.entry];
+    place = content;
+    place.id = ++next_id_;
+    --free_;
     ++live_[kind];
-    fragments_ += content.page_shift > shift_of(tag.kind()) ? 1 : 0;
-    replacement_->filled(row_of(place), way_of(place));
-    result.entry = place;
-    return result;
+    fragments_ += content.page_shift > content.entry_shift ? 1 : 0;
+    replacement_->on_fill(row_of(done.entry), way_of(done.entry));
+    return done;
 }
 
 void TlbArray::remove(std::uint32_t entry)
 {
-    const EntryKind kind = tags_[entry].kind();
-    --live_[static_cast<std::size_t>(kind)];
-    fragments_ -= contents_[entry].page_shift > shift_of(kind) ? 1 : 0;
+    --live_[static_cast<std::size_t>(tags_[entry].kind())];
+    fragments_ -= contents_[entry].page_shift > contents_[entry].entry_shift ? 1 : 0;
+    ++free_;
     tags_[entry] = {};
-    ids_[entry] = 0;
+    prints_[entry] = 0;
+    contents_[entry].id = 0;
 }
 
 void TlbArray::reset()

@@ -851,6 +851,28 @@ TEST_CASE("a CPU profile with too many parts is refused", "[cpu]")
     for (unsigned i = 0; i < 20; ++i) document["tlbs"].push_back(tlb);
     CHECK(refusal_of(document.dump()).find("\"tlbs\": has 23 elements; 16 are the most") !=
           std::string::npos);
+    document = good();
+    for (unsigned i = 0; i < 7; ++i) document["data_caches"].push_back(document["data_caches"][0]);
+    CHECK(refusal_of(document.dump()).find("\"data_caches\": has 9 elements; 8 are the most") !=
+          std::string::npos);
+}
+
+TEST_CASE("the example in the documentation is a CPU profile", "[cpu]")
+{
+    const std::string page = content_of(MMUSIM_SOURCE_DIR "/docs/cpu-profiles.md");
+    const std::string fence = "```json\n";
+    const std::size_t start = page.find(fence) + fence.size();
+    REQUIRE(start > fence.size());
+    const CpuProfile small =
+        parse_cpu_profile(page.substr(start, page.find("```", start) - start), "example");
+    CHECK(small.name == "small");
+    CHECK(small.tlbs.tlbs.size() == 2);
+    // The page's tables name every profile and level of confidence.
+    for (const std::string& name : kBundled) {
+        if (!name.starts_with("zen")) CHECK(page.find(fmt::format("| `{}` |", name)) != std::string::npos);
+    }
+    for (const std::string& level : kConfidences)
+        CHECK(page.find(fmt::format("| `{}` |", level)) != std::string::npos);
 }
 
 // ---- finding

@@ -44,10 +44,10 @@ EntryKind page_of_shift(unsigned shift)
     throw std::logic_error("no page has that size");
 }
 
-/// The linear address as TLBs see it.
-u64 number_in(const reference::Cpu& cpu, u64 linear, unsigned shift)
+/// The number of a page.
+u64 page_number(u64 linear, unsigned shift)
 {
-    return (linear & bits(0, cpu.linear_bits() - 1)) >> shift;
+    return (linear & bits(0, 56)) >> shift;
 }
 
 /// The lowest linear-address bit that an entry of a level translates.
@@ -55,6 +55,13 @@ unsigned level_shift(const reference::Cpu& cpu, unsigned level)
 {
     const unsigned per_level = cpu.paging() == reference::Paging::two_level ? 10 : 9;
     return 12 + (level - 1) * per_level;
+}
+
+/// The tag of a paging-structure entry of a level.
+u64 tag_of(const reference::Cpu& cpu, u64 linear, unsigned level)
+{
+    // Reading: with 5-level paging the tags of all levels begin at bit 56.
+    return (linear & bits(0, cpu.linear_bits() - 1)) >> level_shift(cpu, level);
 }
 
 /// Of the tables in memory.
@@ -73,10 +80,10 @@ std::string entry_name(unsigned level)
 }
 
 /// Whether the page that `entry` is of, or is a fragment of, holds the address.
-bool on_page(const reference::Cpu& cpu, const Entry& entry, u64 linear)
+bool on_page(const Entry& entry, u64 linear)
 {
     const u64 first = entry.number << shift_of(entry.kind);
-    return first >> entry.page_shift == number_in(cpu, linear, entry.page_shift);
+    return first >> entry.page_shift == page_number(linear, entry.page_shift);
 }
 
 bool same_owner(const Entry& a, const Entry& b)
@@ -497,7 +504,7 @@ Hardware::Hardware(Config config, reference::Machine& machine, unsigned cpus, Fr
             made.misses.free.assign(cache.misses_in_flight, 0);
         }
         core.walkers.free.assign(config_.walkers, 0);
-        made_current(core, registers(core).pcid());
+        made_current(core, pcid_of(core));
     }
 }
 
@@ -698,12 +705,11 @@ Hardware::Chain Hardware::chain_of(Core& core, reference::Kind kind)
 
 std::optional<Hardware::Match> Hardware::look_up(Core& core, Tlb& tlb, u64 linear)
 {
-    const reference::Cpu& cpu = registers(core);
     for (Array& array : tlb.arrays) {
         for (const EntryKind kind :
              {EntryKind::page_4k, EntryKind::page_2m, EntryKind::page_4m, EntryKind::page_1g}) {
-            const u64 number = number_in(cpu, linear, shift_of(kind));
-            if (const auto place = array.find(kind, number, cpu.pcid())) return Match{&array, *place};
+            const u64 number = page_number(linear, shift_of(kind));
+            if (const auto place = array.find(kind, number, pcid_of(core))) return Match{&array, *place};
         }
     }
     return std::nullopt;
@@ -804,7 +810,7 @@ void Hardware::fill(Core& core, const Chain& chain, std::size_t position, Entry 
             if (array == tlb.arrays.end()) continue;
             const u64 inside = *linear & bits(0, shift_of(entry.kind) - 1);
             entry.kind = kind;
-            entry.number = number_in(registers(core), *linear, shift_of(kind));
+            entry.number = page_number(*linear, shift_of(kind));
             entry.physical += inside >> shift_of(kind) << shift_of(kind);
             break;
         }
@@ -871,8 +877,8 @@ std::optional<reference::Page> Hardware::walk(Core& core, const Chain& chain, co
     const reference::Page& page = descent.page;
     Entry entry;
     entry.kind = page_of_shift(page.shift);
-    entry.number = number_in(registers(core), access.linear, page.shift);
-    entry.pcid = registers(core).pcid();
+    entry.number = page_number(access.linear, page.shift);
+    entry.pcid = pcid_of(core);
     entry.global = page.global;
     entry.physical = page.physical;
     entry.user = page.user;
@@ -897,9 +903,9 @@ std::optional<std::pair<unsigned, Entry>> Hardware::ask_pscs(Core& core, u64 lin
         for (Psc& psc : core.pscs) {
             if (psc.config.level != level) continue;
             ++psc.counters.lookups;
-            const u64 tag = number_in(cpu, linear, level_shift(cpu, level));
+            const u64 tag = tag_of(cpu, linear, level);
             for (Array& array : arrays_of(psc)) {
-                const auto place = array.find(EntryKind::pde, tag, cpu.pcid());
+                const auto place = array.find(EntryKind::pde, tag, pcid_of(core));
                 if (!place) continue;
                 ++psc.counters.hits;
                 array.hit(*place);
@@ -1024,8 +1030,8 @@ void Hardware::fill_pscs(Core& core, const Chain& chain, u64 linear, const Desce
             if (psc.config.level != read.level) continue;
             Entry entry;
             entry.kind = EntryKind::pde;
-            entry.number = number_in(cpu, linear, level_shift(cpu, read.level));
-            entry.pcid = cpu.pcid();
+            entry.number = tag_of(cpu, linear, read.level);
+            entry.pcid = pcid_of(core);
             entry.physical = read.next_table;
             entry.user = read.user;
             entry.writable = read.writable;
@@ -1075,28 +1081,26 @@ void Hardware::drop_all(Core& core)
 bool Hardware::leads_to(const Core& core, const Psc& psc, const Entry& entry, u64 linear) const
 {
     const reference::Cpu& cpu = registers(core);
-    return entry.number == number_in(cpu, linear, level_shift(cpu, psc.config.level));
+    return entry.number == tag_of(cpu, linear, psc.config.level);
 }
 
 /// What a denied lookup drops.
 void Hardware::drop_matches(Core& core, u64 linear)
 {
-    const reference::Cpu& cpu = registers(core);
     drop_pages(core, [&](const Entry& entry) {
-        return entry.usable_in(cpu.pcid()) && entry.number == number_in(cpu, linear, shift_of(entry.kind));
+        return entry.usable_in(pcid_of(core)) && entry.number == page_number(linear, shift_of(entry.kind));
     });
     drop_tables(core, [&](const Psc& psc, const Entry& entry) {
-        return entry.pcid == cpu.pcid() && leads_to(core, psc, entry, linear);
+        return entry.pcid == pcid_of(core) && leads_to(core, psc, entry, linear);
     });
 }
 
 void Hardware::drop_for_fault(Core& core, u64 linear)
 {
-    const reference::Cpu& cpu = registers(core);
-    drop_pages(
-        core, [&](const Entry& entry) { return entry.usable_in(cpu.pcid()) && on_page(cpu, entry, linear); });
+    drop_pages(core,
+               [&](const Entry& entry) { return entry.usable_in(pcid_of(core)) && on_page(entry, linear); });
     drop_tables(core, [&](const Psc& psc, const Entry& entry) {
-        return entry.pcid == cpu.pcid() && leads_to(core, psc, entry, linear);
+        return entry.pcid == pcid_of(core) && leads_to(core, psc, entry, linear);
     });
 }
 
@@ -1108,13 +1112,13 @@ std::optional<unsigned> Hardware::invlpg(unsigned number, u64 linear)
     linear = machine_.linear_of(number, linear);
     if (!cpu.long_mode() || reference::canonical(linear, cpu.linear_bits())) {
         drop_pages(core, [&](const Entry& entry) {
-            return entry.usable_in(cpu.pcid()) && on_page(cpu, entry, linear);
+            return entry.usable_in(pcid_of(core)) && on_page(entry, linear);
         });
         const bool amd = machine_.features.amd;
         const bool tce = amd && (cpu.efer >> 15 & 1) != 0;
         drop_tables(core, [&](const Psc& psc, const Entry& entry) {
-            if (tce) return entry.pcid == cpu.pcid() && leads_to(core, psc, entry, linear);
-            return amd || entry.pcid == cpu.pcid();
+            if (tce) return entry.pcid == pcid_of(core) && leads_to(core, psc, entry, linear);
+            return amd || entry.pcid == pcid_of(core);
         });
     }
     // Reading: it takes its time also where it does nothing.
@@ -1128,11 +1132,12 @@ std::optional<unsigned> Hardware::invpcid(unsigned number, u64 type, u64 pcid, u
     Core& core = this->core(number);
     const reference::Cpu& cpu = registers(core);
     linear = machine_.linear_of(number, linear);
+    if (!config_.pcid) pcid = 0;
     const bool all_tables = type >= 2 || (type == 0 && machine_.features.amd && (cpu.efer >> 15 & 1) == 0);
     drop_pages(core, [&](const Entry& entry) {
         const bool of_pcid = entry.pcid == pcid && !entry.global;
         switch (type) {
-        case 0: return of_pcid && on_page(cpu, entry, linear);
+        case 0: return of_pcid && on_page(entry, linear);
         case 1: return of_pcid;
         case 2: return true;
         default: return !entry.global;
@@ -1158,7 +1163,7 @@ std::optional<unsigned> Hardware::mov_cr3(unsigned number, u64 value)
     if (const auto refused = machine_.mov_cr3(number, value)) return refused;
     Core& core = this->core(number);
     const reference::Cpu& cpu = registers(core);
-    const u64 pcid = cpu.pcid();
+    const u64 pcid = pcid_of(core);
     made_current(core, pcid);
     const bool no_flush = (value & bit(63)) != 0;
     if (!cpu.cr4_bit(reference::kPcide) || !config_.pcid) {
@@ -1193,13 +1198,15 @@ void Hardware::registers_changed(Core& core, const reference::Cpu& before)
     const auto cr4_changed = [&](unsigned number) { return before.cr4_bit(number) != now.cr4_bit(number); };
     const bool pcide_cleared = before.cr4_bit(reference::kPcide) && !now.cr4_bit(reference::kPcide);
     const bool smep_set = !before.cr4_bit(reference::kSmep) && now.cr4_bit(reference::kSmep);
-    made_current(core, now.pcid());
+    const bool cd_or_nw = ((before.cr0 ^ now.cr0) & (bit(29) | bit(30))) != 0;
+    const bool loads_pdptes = cd_or_nw && now.paging() == reference::Paging::pae;
+    made_current(core, pcid_of(core));
     if (before.pg() != now.pg() || cr4_changed(reference::kPge) || cr4_changed(reference::kPae) ||
         cr4_changed(reference::kPse) || cr4_changed(reference::kLa57) || before.nxe() != now.nxe() ||
         ((before.efer ^ now.efer) & bit(8)) != 0 || pcide_cleared) {
         drop_all(core);
-    } else if (smep_set) {
-        const u64 pcid = now.pcid();
+    } else if (smep_set || loads_pdptes) {
+        const u64 pcid = pcid_of(core);
         drop_pages(core, [&](const Entry& entry) { return entry.pcid == pcid && !entry.global; });
         drop_tables(core, [&](const Psc&, const Entry& entry) { return entry.pcid == pcid; });
     }
@@ -1248,7 +1255,7 @@ std::optional<unsigned> Hardware::wrpkru(unsigned cpu, std::uint32_t value)
 bool Hardware::set_registers(unsigned cpu, const reference::Cpu& wanted)
 {
     if (!machine_.set_registers(cpu, wanted)) return false;
-    made_current(core(cpu), machine_.cpus[cpu].pcid());
+    made_current(core(cpu), pcid_of(core(cpu)));
     drop_all(core(cpu));
     return true;
 }

@@ -272,6 +272,8 @@ struct Execution {
 class Hardware {
 public:
     Hardware(Config config, reference::Machine& machine, unsigned cpus, FrontEnd front_end);
+    Hardware(const Hardware&) = delete;
+    Hardware& operator=(const Hardware&) = delete;
 
     // --- the guest ---
     /// Instructions before the next event.
@@ -375,6 +377,8 @@ private:
     };
 
     reference::Cpu& registers(const Core& core) const { return machine_.cpus[core.number]; }
+    /// That tags entries.
+    u64 pcid_of(const Core& core) const { return config_.pcid ? registers(core).pcid() : 0; }
 
     // --- an access ---
     Translated translate(Core& core, const reference::Access& access, u64 issued);

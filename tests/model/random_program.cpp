@@ -14,6 +14,11 @@ namespace {
 
 using reference::Paging;
 
+u64 bit(unsigned number)
+{
+    return u64{1} << number;
+}
+
 constexpr u64 kFirstDataFrame = 0x10, kDataFrames = 0x60;
 constexpr u64 kFirstTableFrame = 0x100, kTableFrames = 0x300;
 constexpr unsigned kPcids = 5;
@@ -321,8 +326,7 @@ reference::Cpu Maker::make_registers(const Mode& mode)
     const reference::Features& f = program_.features;
     reference::Cpu made = registers_for(mode.paging, random_.one_of(mode.spaces).root);
     const auto flag = [&](u64& target, unsigned number, unsigned chance, bool there) {
-        const u64 bit = u64{1} << number;
-        target = random_.percent(chance) && there ? target | bit : target & ~bit;
+        target = random_.percent(chance) && there ? target | bit(number) : target & ~bit(number);
     };
     flag(made.cr0, 16, 80, true);
     flag(made.cr4, reference::kPse, 95, f.pse);
@@ -548,7 +552,7 @@ void Maker::toggle_cr4(unsigned number)
 {
     be_supervisor();
     if (number == reference::kPcide && !cpu().cr4_bit(number) && (cpu().cr3 & 0xfff) != 0) mov_cr3(true);
-    const u64 value = cpu().cr4 ^ u64 { 1 } << number;
+    const u64 value = cpu().cr4 ^ bit(number);
     emit(Event::Kind::mov_cr4).value = value;
     belief_.mov_cr4(cpu_, value);
 }
@@ -559,8 +563,7 @@ void Maker::control()
     if (what < 30) return mov_cr3(false);
     if (what < 45) {
         be_supervisor();
-        const u64 value = cpu().cr0 ^ u64 { 1 }
-                                          << random_.one_of(std::array{16u, 16u, 16u, 16u, 16u, 30u, 29u});
+        const u64 value = cpu().cr0 ^ bit(random_.one_of(std::array{16u, 16u, 16u, 16u, 16u, 30u, 29u}));
         emit(Event::Kind::mov_cr0).value = value;
         belief_.mov_cr0(cpu_, value);
         return;
@@ -583,8 +586,8 @@ void Maker::control()
         event.msr = 0xc000'0080;
         const std::array of_amd{15u, 15u, 15u, 0u, 0u, 11u};
         const std::array of_intel{0u, 0u, 0u, 11u};
-        const unsigned bit = program_.features.amd ? random_.one_of(of_amd) : random_.one_of(of_intel);
-        event.value = cpu().efer ^ u64 { 1 } << bit;
+        const unsigned flipped = program_.features.amd ? random_.one_of(of_amd) : random_.one_of(of_intel);
+        event.value = cpu().efer ^ bit(flipped);
         belief_.wrmsr_efer(cpu_, event.value);
         return;
     }

@@ -76,7 +76,8 @@ std::string text_of(const Json& value, const Unit& unit)
     if (value.empty()) return "none";
     if (value.is_array()) {
         std::string text;
-        for (const Json& element : value) text += (text.empty() ? "" : " ") + text_of(element, {});
+        for (const Json& element : value)
+            text += fmt::format("{}{}", text.empty() ? "" : " ", text_of(element, {}));
         return text;
     }
     std::string number = value.dump();
@@ -110,7 +111,7 @@ std::string pages_of(const Json& storage)
     std::string all;
     const Json& views = storage["views"];
     for (const Json& view : views.is_object() ? views["value"] : views) {
-        all += (all.empty() ? "" : " ") + one(view);
+        all += fmt::format("{}{}", all.empty() ? "" : " ", one(view));
     }
     return all;
 }

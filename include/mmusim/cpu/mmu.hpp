@@ -78,7 +78,7 @@ public:
     [[nodiscard]] const HardwareContext& context() const { return context_; }
 
     struct Place {
-        std::uint64_t machine = 0;  ///< address
+        std::uint64_t machine = 0;  ///< address; without a clock nobody asks for it, and it may be 0
         std::uint64_t origin = 0;   ///< what the guest calls it
         bool cached = false;        ///< a TLB had it
     };
@@ -87,15 +87,21 @@ public:
     [[nodiscard]] Result<Place, PageFault> translate(const Access& access, Passage* passage)
     {
         const std::uint64_t vpn = access.address.value() >> kPageShift;
-        const ShortCut& cut = short_cuts_[static_cast<std::size_t>(access.kind)][vpn % kShortCuts];
-        if (cut.vpn == vpn && cut.epoch == epoch_ && *cut.id == cut.expected_id &&
+        const auto kind = static_cast<std::size_t>(access.kind);
+        const ShortCut& cut = short_cuts_[kind][vpn % kShortCuts];
+        if (cut.vpn == vpn && cut.epoch == epoch_ && cut.content->id == cut.id &&
             (cut.permits >> privilege_of(access) & 1) != 0) [[likely]] {
-            *cut.stamp = ++*cut.stamp_clock;
-            Replacement::apply(cut.touch, *cut.word);
-            ++short_cut_hits_[static_cast<std::size_t>(access.kind)];
-            if constexpr (Timed) wait_for_short_cut(cut, *passage);
+            *cut.stamp = ++stamp_clock_;
+            Replacement::apply(*cut.touch, *cut.word);
+            ++short_cut_hits_[kind];
             const std::uint64_t offset = access.address.offset_in_page();
-            return Place{cut.machine + offset, cut.origin + offset, true};
+            if constexpr (!Timed) return Place{0, cut.origin + offset, true};
+            const TlbContent& content = *cut.content;
+            const Chain& chain = chains_[kind];
+            const Cycles answered = passage->now() + chain.lookup_cycles;
+            passage->spend(chain.label, std::max(answered, content.ready_at));
+            return Place{content.frame + offset_in(access.address, content.entry_shift), cut.origin + offset,
+                         true};
         }
         return look_up<Timed>(access, passage);
     }
@@ -139,24 +145,20 @@ private:
     static constexpr std::size_t kKinds = 3;
     static constexpr std::size_t kShortCuts = 128;
 
-    /// A short cut to an entry of a level-1 TLB, for one 4 KiB page and kind of access. It is right as long
-    /// as the entry's id is the same and the epoch has not changed; then the outcome is that of a lookup.
+    /// A short cut to an entry of a level-1 TLB, for one 4 KiB page and kind of access. It is right as long as
+    /// the content's id is the same and the epoch has not changed; then the outcome is that of a lookup.
     struct alignas(64) ShortCut {
         std::uint64_t vpn = ~std::uint64_t{0};
-        const std::uint64_t* id = nullptr;
-        std::uint64_t expected_id = 0;
-        std::uint64_t machine = 0;
-        std::uint64_t origin = 0;
-        std::uint64_t* stamp = nullptr;
-        std::uint64_t* stamp_clock = nullptr;
-        std::uint64_t* word = nullptr;
-        Replacement::Touch touch;
-        const TlbContent* content = nullptr;
-        Cycles lookup_cycles = 0;
         std::uint32_t epoch = 0;
-        Label label = 0;
-        std::uint8_t permits = 0;  ///< by `privilege_of`
+        std::uint8_t permits = 0;  ///< by `privilege_of`: what is known to be permitted
+        const TlbContent* content = nullptr;
+        std::uint64_t id = 0;
+        std::uint64_t origin = 0;  ///< of the 4 KiB page
+        std::uint64_t* stamp = nullptr;
+        std::uint64_t* word = nullptr;
+        const Replacement::Touch* touch = nullptr;
     };
+    static_assert(sizeof(ShortCut) == 64);
     struct Psc {
         TlbArray* array = nullptr;
         unsigned shift = 0;
@@ -167,6 +169,8 @@ private:
         std::vector<Tlb*> tlbs;
         bool short_cuts = false;     ///< level-1 hits change no more than a short cut does
         bool touches_later = false;  ///< some later level counts level-1 hits as use
+        Cycles lookup_cycles = 0;    ///< of level 1
+        Label label = 0;
     };
     struct Loads;
 
@@ -174,10 +178,9 @@ private:
     {
         return (access.user_mode ? 1u : 0u) | (access.implicit ? 2u : 0u) | ac_;
     }
-    void wait_for_short_cut(const ShortCut& cut, Passage& passage) const
+    [[nodiscard]] static std::uint64_t offset_in(LinearAddress address, unsigned shift)
     {
-        const Cycles answered = passage.now() + cut.lookup_cycles;
-        passage.spend(cut.label, std::max(answered, cut.content->ready_at));
+        return address.value() & ((std::uint64_t{1} << shift) - 1);
     }
     [[nodiscard]] Label label_of(const Tlb& tlb) const
     {
@@ -186,15 +189,17 @@ private:
     template <bool Timed>
     [[nodiscard]] Result<Place, PageFault> look_up(const Access& access, Passage* passage);
     template <bool Timed>
-    [[nodiscard]] Result<Place, PageFault> walk_and_fill(const Access& access, Passage* passage, bool fresh);
+    [[nodiscard]] Result<Place, PageFault> walk_and_fill(const Access& access, Passage* passage, bool fresh,
+                                                         bool absent);
     template <bool Timed, PagingMode Mode>
     [[nodiscard]] Result<Translation<space::Machine>, PageFault> walk_pages(const Access& access,
                                                                             Passage* passage, bool fresh);
     template <PagingMode Mode>
     void find_resume(LinearAddress address, WalkResume<space::Machine>& resume, Cycles& ready);
     void spend_loads(Loads& loads, std::size_t& from, Passage& passage);
-    /// Fills the page into level `u` of the chain; what makes room goes where the profile says.
-    Tlb::Match fill(const Chain& chain, std::size_t u, const Tlb::Page& page);
+    /// Fills the page into level `u` of the chain; what makes room goes where the profile says. `absent`: the
+    /// level is known to hold no entry of that page.
+    Tlb::Match fill(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent);
     void take_short_cut(const Chain& chain, const Access& access, const Tlb::Match& match);
     void drop_address(LinearAddress address);
     void drop_pscs_of(unsigned pcid, LinearAddress address);
@@ -217,8 +222,8 @@ private:
     std::uint32_t epoch_ = 1;
     std::array<std::uint64_t, kKinds> short_cut_hits_{};
     std::array<std::vector<ShortCut>, kKinds> short_cuts_;
-    std::uint64_t unused_stamp_ = 0;
-    std::uint64_t unused_clock_ = 0;
+    std::uint64_t stamp_clock_ = 0;   ///< of all TLBs' policies
+    std::uint64_t unused_stamp_ = 0;  ///< for those that do not stamp hits
 
     TimingSpec timing_;
     DataCaches caches_;

@@ -54,10 +54,12 @@ public:
     {
     }
     virtual ~Replacement() = default;
+    Replacement(const Replacement&) = delete;
+    Replacement& operator=(const Replacement&) = delete;
 
     /// The way of `set` to evict.
     [[nodiscard]] virtual unsigned victim(unsigned set, WayRange candidates) = 0;
-    virtual void filled(unsigned set, unsigned way) = 0;
+    virtual void filled(unsigned /*set*/, unsigned /*way*/) {}
     virtual void hit(unsigned /*set*/, unsigned /*way*/) {}
     /// The set as it was in the beginning.
     virtual void reset(unsigned set);
@@ -73,6 +75,16 @@ public:
             hit(set, way);
         }
     }
+    /// A fill, likewise.
+    void on_fill(unsigned set, unsigned way)
+    {
+        if (fill_is_touch_) [[likely]] {
+            apply(touches_[way], words_[set]);
+            stamp(set, way);
+        } else {
+            filled(set, way);
+        }
+    }
     void touch(unsigned set, unsigned way)
     {
         apply(touches_[way], words_[set]);
@@ -85,17 +97,18 @@ public:
     }
 
     // For callers that keep a short cut to an entry: what `touch` works on.
-    [[nodiscard]] const Touch& touch_of(unsigned way) const { return touches_[way]; }
+    [[nodiscard]] const Touch* touch_of(unsigned way) const { return &touches_[way]; }
     [[nodiscard]] std::uint64_t* word_of(unsigned set) { return &words_[set]; }
-    /// Where a hit puts the next value of `clock`; null if hits are not stamped.
+    /// Where a hit puts the next value of the clock; null if hits are not stamped.
     [[nodiscard]] std::uint64_t* stamp_of(unsigned set, unsigned way)
     {
         return stamps_on_hit_ ? &stamps_[std::size_t{set} * ways_ + way] : nullptr;
     }
-    [[nodiscard]] std::uint64_t* clock() { return &now_; }
+    /// Stamps are taken from this counter, which others may share, instead of an own one.
+    void share_clock(std::uint64_t& clock) { clock_ = &clock; }
 
 protected:
-    void stamp(unsigned set, unsigned way) { stamps_[std::size_t{set} * ways_ + way] = ++now_; }
+    void stamp(unsigned set, unsigned way) { stamps_[std::size_t{set} * ways_ + way] = ++*clock_; }
     [[nodiscard]] unsigned oldest(unsigned set, WayRange candidates) const;
 
     unsigned ways_;
@@ -103,7 +116,11 @@ protected:
     ZeroedArray<std::uint64_t> stamps_;  ///< by set and way: when it was last stamped
     std::vector<Touch> touches_;         ///< by way; empty: `hit` must be called
     bool stamps_on_hit_ = false;
-    std::uint64_t now_ = 0;
+    bool fill_is_touch_ = false;  ///< a fill touches and stamps, and needs no call of `filled`
+
+private:
+    std::uint64_t own_clock_ = 0;
+    std::uint64_t* clock_ = &own_clock_;
 };
 
 using ReplacementFactory = std::function<std::unique_ptr<Replacement>(unsigned sets, unsigned ways)>;

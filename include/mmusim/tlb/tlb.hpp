@@ -51,9 +51,10 @@ public:
     };
     struct Fill {
         Match match;  ///< null if this TLB does not hold such pages
-        std::optional<TlbArray::Evicted> evicted;
+        bool evicted = false;
     };
-    Fill fill(const Page& page);
+    /// `evicted` and `absent` as in TlbArray::insert.
+    Fill fill(const Page& page, TlbArray::Evicted* evicted, bool absent);
 
     /// Drops the page's entries (all fragments): global ones, those of the PCID, or both.
     void drop_page(LinearAddress address, unsigned pcid, bool with_globals, bool with_pcid);
@@ -66,6 +67,8 @@ public:
 
     /// As it was in the beginning.
     void reset();
+    /// Has all its policies stamp from one counter.
+    void share_clock(std::uint64_t& clock);
 
     [[nodiscard]] const TlbSpec& spec() const { return spec_; }
     /// The first array that holds entries of the kind; null if none does.

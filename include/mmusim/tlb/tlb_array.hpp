@@ -25,9 +25,11 @@ struct TlbContent {
     std::uint64_t frame = 0;   ///< machine address of the first byte
     std::uint64_t origin = 0;  ///< what the guest calls that address
     Cycles ready_at = 0;
+    std::uint64_t id = 0;  ///< given by the array: a number that no other content of it has had
     Rights rights;
-    std::uint8_t page_shift = 12;  ///< log2 of the bytes of the whole page
-    bool dirty = false;            ///< D was set when this was filled
+    std::uint8_t page_shift = 12;   ///< log2 of the bytes of the whole page
+    std::uint8_t entry_shift = 12;  ///< and of the entry
+    bool dirty = false;             ///< D was set when this was filled
 };
 
 /// A tag word: valid (bit 0), global (1), kind (4:2), PCID (16:5, 0 if global), page number (63:17).
@@ -44,12 +46,25 @@ public:
     [[nodiscard]] constexpr EntryKind kind() const { return static_cast<EntryKind>(word_ >> kKindAt & 7); }
     [[nodiscard]] constexpr unsigned pcid() const { return static_cast<unsigned>(word_ >> kPcidAt & 0xfff); }
     [[nodiscard]] constexpr std::uint64_t number() const { return word_ >> kNumberAt; }
+    /// Whether kind and page number are the same.
+    [[nodiscard]] constexpr bool same_page(TlbTag other) const
+    {
+        return ((word_ ^ other.word_) & ~(kGlobal | kPcid)) == 0;
+    }
+    [[nodiscard]] constexpr bool serves(unsigned pcid) const { return global() || this->pcid() == pcid; }
+    /// A byte that tells pages apart well, never 0.
+    [[nodiscard]] constexpr std::uint8_t fingerprint() const
+    {
+        const std::uint64_t hash = (word_ & ~(kGlobal | kPcid)) * 0x9e3779b97f4a7c15;
+        return static_cast<std::uint8_t>(hash >> 56 | 1);
+    }
 
     friend constexpr bool operator==(TlbTag, TlbTag) = default;
 
 private:
     static constexpr std::uint64_t kValid = 1, kGlobal = 2;
     static constexpr unsigned kKindAt = 2, kPcidAt = 5, kNumberAt = 17;
+    static constexpr std::uint64_t kPcid = std::uint64_t{0xfff} << kPcidAt;
     std::uint64_t word_ = 0;
 };
 
@@ -76,9 +91,11 @@ public:
     };
     struct Insertion {
         std::uint32_t entry;
-        std::optional<Evicted> evicted;
+        bool evicted;  ///< something had to make room
     };
-    Insertion insert(TlbTag tag, const TlbContent& content);
+    /// Inserts, overwriting an entry of the same tag. `evicted`, unless null, takes what had to make room.
+    /// `absent`: no such entry is there, the caller has looked.
+    Insertion insert(TlbTag tag, const TlbContent& content, Evicted* evicted, bool absent);
     void remove(std::uint32_t entry);
     /// As it was in the beginning.
     void reset();
@@ -100,8 +117,7 @@ public:
     [[nodiscard]] TlbTag tag(std::uint32_t entry) const { return tags_[entry]; }
     [[nodiscard]] std::uint32_t entries() const { return static_cast<std::uint32_t>(tags_.size()); }
 
-    // For short cuts to an entry: they hold while `*id_of(entry)` is what it was.
-    [[nodiscard]] const std::uint64_t* id_of(std::uint32_t entry) const { return &ids_[entry]; }
+    // For short cuts to an entry: they hold while the id of its content is what it was.
     [[nodiscard]] Replacement& replacement() { return *replacement_; }
     [[nodiscard]] unsigned row_of(std::uint32_t entry) const { return entry / row_ways_; }
     [[nodiscard]] unsigned way_of(std::uint32_t entry) const { return entry % row_ways_; }
@@ -118,14 +134,21 @@ private:
         return indices_[view.index](number) * view.stride + view.first_way;
     }
 
+    /// Calls `visit(entry)` for the ways of the view whose fingerprint is `print`, lowest first, until it says
+    /// true; that entry, or kNone.
+    template <class Visit>
+    [[nodiscard]] std::uint32_t find_print(std::uint32_t first, unsigned ways, std::uint8_t print,
+                                           Visit visit) const;
+
     std::array<View, kEntryKinds> views_;
     std::array<std::uint32_t, kEntryKinds> live_{};
     std::uint32_t fragments_ = 0;
+    std::uint32_t free_;
     std::vector<IndexFunction> indices_;
     unsigned row_ways_;  ///< of the policy's rows
     std::unique_ptr<Replacement> replacement_;
     std::vector<TlbTag> tags_;
-    std::vector<std::uint64_t> ids_;  ///< a number that no other content had or will have; 0: free
+    std::vector<std::uint8_t> prints_;  ///< a byte of each tag's hash, 0: free; and 8 bytes beyond the last
     std::vector<TlbContent> contents_;
     std::uint64_t next_id_ = 0;
 };
