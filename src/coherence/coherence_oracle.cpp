@@ -137,6 +137,13 @@ struct CoherenceOracle::State {
     {
         return time = std::max(time + 1, counts.checked << kEventBits);
     }
+    /// An invalidation right after a load of the same vCPU is part of it: they are one event.
+    [[nodiscard]] Time flush_time(unsigned vcpu, const StalenessCounts& counts)
+    {
+        const bool of_the_load =
+            loaded_by == vcpu && loaded_at == time && counts.checked << kEventBits <= time;
+        return of_the_load ? time : tick(counts);
+    }
     [[nodiscard]] std::uint32_t index_of(const EntryRules& wanted);
     [[nodiscard]] std::uint64_t number_of(const View& wanted);
     [[nodiscard]] std::size_t remembered() const;
@@ -152,6 +159,8 @@ struct CoherenceOracle::State {
     std::size_t next_view = 0;
     std::uint64_t last_number = kPagingOff;
     Time time = 0;
+    Time loaded_at = 0;  ///< the last load of registers
+    unsigned loaded_by = 0;
     std::size_t sweep_after;
     std::size_t next_sweep;
     /// By address of an 8-byte word.
@@ -177,7 +186,7 @@ void CoherenceOracle::reset()
     state.journal.reset();
     for (State::Vcpu& vcpu : state.vcpus) vcpu = State::Vcpu{};
     state.views.fill({});
-    state.time = 0;
+    state.time = state.loaded_at = 0;
     state.next_sweep = state.sweep_after;
     state.unset.clear();
 }
@@ -223,6 +232,8 @@ void CoherenceOracle::context(unsigned index, Paging paging, const WalkRules& ru
         vcpu.pcid = pcid;
         vcpu.globals = globals;
         const Time now = state.tick(counts_);
+        state.loaded_at = now;
+        state.loaded_by = index;
         const bool registers = paging == Paging::pae;
         Root from{paging, registers ? Gfn{} : root.frame, {}};
         if (registers) from.pdptes = root.pdptes;
@@ -238,7 +249,6 @@ void CoherenceOracle::context(unsigned index, Paging paging, const WalkRules& ru
         }
     }
     view_of_[index] = state.number_of({paging, vcpu.rules_index, packed(rules.control), root, 0});
-    if (!same_entries) state.sweep_if_due(watched_);
 }
 
 void CoherenceOracle::invalidated_page(unsigned vcpu, std::uint64_t pcid, LinearAddress address,
@@ -250,13 +260,13 @@ void CoherenceOracle::invalidated_page(unsigned vcpu, std::uint64_t pcid, Linear
 
 void CoherenceOracle::invalidated_pcid(unsigned vcpu, std::uint64_t pcid, std::string_view name)
 {
-    state_->vcpus[vcpu].history.invalidated_pcid(state_->tick(counts_), pcid, name);
+    state_->vcpus[vcpu].history.invalidated_pcid(state_->flush_time(vcpu, counts_), pcid, name);
     state_->sweep_if_due(watched_);
 }
 
 void CoherenceOracle::invalidated_all(unsigned vcpu, bool with_globals, std::string_view name)
 {
-    state_->vcpus[vcpu].history.invalidated_all(state_->tick(counts_), with_globals, name);
+    state_->vcpus[vcpu].history.invalidated_all(state_->flush_time(vcpu, counts_), with_globals, name);
     state_->sweep_if_due(watched_);
 }
 

@@ -8,14 +8,6 @@ namespace mmusim {
 
 namespace {
 
-/// As Tlb counts page numbers.
-constexpr std::uint64_t kLinearMask = (std::uint64_t{1} << 57) - 1;
-
-std::uint64_t number_of(LinearAddress address, unsigned shift)
-{
-    return (address.value() & kLinearMask) >> shift;
-}
-
 PagingMode mode_of(Paging paging)
 {
     switch (paging) {
@@ -27,8 +19,6 @@ PagingMode mode_of(Paging paging)
     }
     return kTwoLevel;
 }
-
-constexpr std::uint64_t kLineBytes = 64;  // of the program's accesses
 
 }  // namespace
 
@@ -152,13 +142,13 @@ Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passag
         Tlb::Match match = tlb.find(access.address, context_.pcid);
         if (!match) continue;
         const TlbContent content = match.content();
-        if (denied(content.rights, control, access) != 0) {
+        if (denied(content.attributes.rights(), control, access) != 0) {
             ++tlb.counters.denied;
             drop_address(access.address);
             return walk_and_fill<Timed>(access, passage, true, false);
         }
         ++tlb.counters.hits;
-        if (access.kind == AccessKind::write && !content.dirty) {
+        if (access.kind == AccessKind::write && !content.attributes.dirty()) {
             ++tlb.counters.dirty_walks;
             return walk_and_fill<Timed>(access, passage, false, false);
         }
@@ -167,7 +157,7 @@ Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passag
             passage->spend(label_of(tlb), std::max(passage->now(), content.ready_at));
         }
         const TlbTag tag = match.array->tag(match.entry);
-        const std::uint64_t in_entry = offset_in(access.address, content.entry_shift);
+        const std::uint64_t in_entry = offset_in(access.address, content.attributes.entry_shift());
         const Place place{content.frame + in_entry, content.origin + in_entry, true};
         if (u > 0) {
             Tlb::Page page{access.address, context_.pcid, tag.global(), content};
@@ -212,16 +202,11 @@ Result<Mmu::Place, PageFault> Mmu::walk_and_fill(const Access& access, Passage* 
     Tlb::Page page{access.address, context_.pcid, walked->global && context_.globals, {}};
     page.content.frame = place.machine;
     page.content.origin = place.origin;
-    page.content.rights = walked->rights;
-    page.content.page_shift = static_cast<std::uint8_t>(walked->page_shift);
-    page.content.dirty = walked->dirty;
+    page.content.attributes = {walked->rights, walked->page_shift, walked->dirty};
     if constexpr (Timed) page.content.ready_at = passage->now();
-    Tlb::Match match;
     for (std::size_t u = chain.tlbs.size(); u-- > 0;) {
-        const bool filled_by_walks = chain.tlbs[u]->spec().inclusion != Inclusion::exclusive;
-        match = filled_by_walks ? fill(chain, u, page, absent) : Tlb::Match{};
+        if (chain.tlbs[u]->spec().inclusion != Inclusion::exclusive) fill(chain, u, page, absent);
     }
-    take_short_cut(chain, access, match);
     return place;
 }
 
@@ -233,12 +218,12 @@ void Mmu::find_resume(LinearAddress address, WalkResume<space::Machine>& resume,
         if (psc.array == nullptr) continue;
         ++psc.counters.lookups;
         const std::uint32_t entry =
-            psc.array->find(EntryKind::pde, number_of(address, Mode.shift(level)), context_.pcid);
+            psc.array->find(EntryKind::pde, page_number(address, Mode.shift(level)), context_.pcid);
         if (entry == TlbArray::kNone) continue;
         ++psc.counters.hits;
         psc.array->touch(entry);
         const TlbContent& content = psc.array->content(entry);
-        resume = {level - 1, Mfn::of(MachineAddress{content.frame}), content.rights};
+        resume = {level - 1, Mfn::of(MachineAddress{content.frame}), content.attributes.rights()};
         ready = content.ready_at;
         return;
     }
@@ -295,9 +280,10 @@ Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& acc
         if (psc.array == nullptr) continue;
         TlbContent content;
         content.frame = Pte<Mode>{load.raw}.table_address();
-        content.rights = rights;
+        content.attributes = {rights, kPageShift, false};
         content.ready_at = load.ready;
-        const TlbTag tag{EntryKind::pde, number_of(access.address, Mode.shift(load.level)), context_.pcid, false};
+        const TlbTag tag{EntryKind::pde, page_number(access.address, Mode.shift(load.level)), context_.pcid,
+                         false};
         psc.array->insert(tag, content, nullptr, !fresh && first == 0);
     }
     return walked;
@@ -328,18 +314,19 @@ Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, b
     Tlb& tlb = *chain.tlbs[u];
     const bool inclusive = tlb.spec().inclusion == Inclusion::inclusive;
     const TlbSpec* const next = u + 1 < chain.tlbs.size() ? &chain.tlbs[u + 1]->spec() : nullptr;
-    const bool spills =
-        next != nullptr && (next->inclusion == Inclusion::exclusive || next->takes_evictions);
+    const bool spills = next != nullptr && (next->inclusion == Inclusion::exclusive || next->takes_evictions);
     TlbArray::Evicted evicted;
     const Tlb::Fill done = tlb.fill(page, inclusive || spills ? &evicted : nullptr, absent);
     const Tlb::Match match = done.match;
-    if (u == 0 && match) {
+    if (u == 0 && match && !absent) {
         // An older short cut may lead to an entry that a lookup would now find later.
         const std::uint64_t vpn = page.address.value() >> kPageShift;
         for (auto& cuts : short_cuts_) {
             ShortCut& cut = cuts[vpn % kShortCuts];
             if (cut.vpn == vpn) cut.vpn = ~std::uint64_t{0};
         }
+    }
+    if (u == 0 && match) {
         const EntryKind kind = match.array->tag(match.entry).kind();
         if (kind != EntryKind::page_4k && (!tlb.searches_by_size() || tlb.any_larger(kind))) ++epoch_;
     }
@@ -350,7 +337,7 @@ Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, b
         }
     }
     if (spills) {
-        const LinearAddress address{evicted.tag.number() << evicted.content.entry_shift};
+        const LinearAddress address{evicted.tag.number() << evicted.content.attributes.entry_shift()};
         fill(chain, u + 1, {address, evicted.tag.pcid(), evicted.tag.global(), evicted.content}, false);
     }
     return match;
@@ -361,7 +348,7 @@ void Mmu::take_short_cut(const Chain& chain, const Access& access, const Tlb::Ma
     if (!chain.short_cuts || !match) return;
     TlbArray& array = *match.array;
     const TlbContent& content = match.content();
-    if (access.kind == AccessKind::write && !content.dirty) return;
+    if (access.kind == AccessKind::write && !content.attributes.dirty()) return;
     if (!array.tag(match.entry).valid()) return;  // what its own fill evicted has dragged it along
     const std::uint64_t vpn = access.address.value() >> kPageShift;
     const auto permits = static_cast<std::uint8_t>(1u << privilege_of(access));
@@ -378,7 +365,8 @@ void Mmu::take_short_cut(const Chain& chain, const Access& access, const Tlb::Ma
     cut.permits = permits;
     cut.content = &content;
     cut.id = content.id;
-    cut.origin = content.origin + (offset_in(access.address, content.entry_shift) & ~(kPageBytes - 1));
+    cut.origin =
+        content.origin + (offset_in(access.address, content.attributes.entry_shift()) & ~(kPageBytes - 1));
     cut.stamp = replacement.stamp_of(row, way);
     if (cut.stamp == nullptr) cut.stamp = &unused_stamp_;
     cut.word = replacement.word_of(row);
@@ -409,7 +397,7 @@ void Mmu::drop_pscs_of(unsigned pcid, LinearAddress address)
 {
     for (Psc& psc : pscs_) {
         if (psc.array == nullptr) continue;
-        psc.array->remove_page(EntryKind::pde, number_of(address, psc.shift), pcid, false);
+        psc.array->remove_page(EntryKind::pde, page_number(address, psc.shift), pcid, false);
     }
 }
 
@@ -482,11 +470,12 @@ void Mmu::data(std::span<const Piece> pieces, Passage& passage)
         return;
     }
     const Cycles start = passage.now();
+    const std::uint64_t line_bytes = std::uint64_t{1} << caches_.line_shift();
     DataCaches::Load last{start, 0};
     for (const Piece& piece : pieces) {
         const std::uint64_t end = piece.machine + piece.bytes;
-        for (std::uint64_t line = piece.machine / kLineBytes; line * kLineBytes < end; ++line) {
-            const DataCaches::Load load = caches_.load(line * kLineBytes, start);
+        for (std::uint64_t line = piece.machine & ~(line_bytes - 1); line < end; line += line_bytes) {
+            const DataCaches::Load load = caches_.load(line, start);
             if (load.ready_at > last.ready_at) last = load;
         }
     }

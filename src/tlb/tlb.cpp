@@ -11,27 +11,6 @@ constexpr std::array<EntryKind, 4> kPages{EntryKind::page_4k, EntryKind::page_2m
                                           EntryKind::page_1g};
 constexpr unsigned kPcids = 4096;
 
-EntryKind page_of(unsigned shift)
-{
-    for (const EntryKind kind : kPages) {
-        if (shift_of(kind) == shift) return kind;
-    }
-    return EntryKind::page_4k;
-}
-
-std::uint64_t offset_mask(unsigned shift)
-{
-    return (std::uint64_t{1} << shift) - 1;
-}
-
-/// Page numbers count within the widest linear address, so that canonical copies of its top bit don't matter.
-constexpr std::uint64_t kLinearMask = (std::uint64_t{1} << 57) - 1;
-
-std::uint64_t number_of(LinearAddress address, unsigned shift)
-{
-    return (address.value() & kLinearMask) >> shift;
-}
-
 }  // namespace
 
 void TlbCounters::add(const TlbCounters& more)
@@ -69,10 +48,12 @@ Tlb::Tlb(const TlbSpec& spec) : spec_{spec}
     }
     // The size itself, or where fragments are held, the largest smaller one.
     for (std::size_t size = 0; size < kPages.size(); ++size) {
-        for (std::size_t kind = size + 1; kind-- > 0 && places_[size].array == nullptr;) {
+        Place& place = places_[shift_of(kPages[size])];
+        for (std::size_t kind = size + 1; kind-- > 0 && place.array == nullptr;) {
             const bool fragment = kind != size;
             if (fragment && spec.level != 1 && !spec.splinters) break;
-            if (TlbArray* array = array_of(kPages[kind])) places_[size] = {array, kPages[kind]};
+            if (TlbArray* array = array_of(kPages[kind]))
+                place = {array, kPages[kind], shift_of(kPages[kind])};
         }
     }
 }
@@ -97,48 +78,18 @@ bool Tlb::touch_is_enough()
                        [](TlbArray& array) { return array.replacement().touch_is_enough(); });
 }
 
-Tlb::Match Tlb::find(LinearAddress address, unsigned pcid)
-{
-    for (const Probe& probe : probes_) {
-        if (!probe.array->any(probe.kind)) continue;
-        const std::uint32_t entry = probe.array->find(probe.kind, number_of(address, probe.shift), pcid);
-        if (entry != TlbArray::kNone) return {probe.array, entry};
-    }
-    return {};
-}
-
-Tlb::Place Tlb::place_for(unsigned page_shift) const
-{
-    return places_[static_cast<std::size_t>(page_of(page_shift))];
-}
-
-Tlb::Fill Tlb::fill(const Page& page, TlbArray::Evicted* evicted, bool absent)
-{
-    const Place place = place_for(page.content.page_shift);
-    if (place.array == nullptr) return {};
-    const unsigned shift = shift_of(place.kind);
-    TlbContent content = page.content;
-    content.frame &= ~offset_mask(shift);
-    content.origin &= ~offset_mask(shift);
-    content.entry_shift = static_cast<std::uint8_t>(shift);
-    const TlbTag tag{place.kind, number_of(page.address, shift), page.pcid, page.global};
-    const TlbArray::Insertion done = place.array->insert(tag, content, evicted, absent);
-    ++counters.fills;
-    counters.evictions += done.evicted ? 1 : 0;
-    return {{place.array, done.entry}, done.evicted};
-}
-
 void Tlb::drop_page(LinearAddress address, unsigned pcid, bool with_globals, bool with_pcid)
 {
     for (const Probe& probe : probes_) {
         if (!probe.array->any(probe.kind)) continue;
-        probe.array->remove_page(probe.kind, number_of(address, probe.shift), pcid, with_globals, with_pcid);
+        probe.array->remove_page(probe.kind, page_number(address, probe.shift), pcid, with_globals,
+                                 with_pcid);
         if (!probe.array->any_fragment()) continue;
         probe.array->remove_if([&](TlbTag tag, const TlbContent& content) {
-            if (tag.kind() != probe.kind || content.page_shift <= probe.shift) return false;
+            if (tag.kind() != probe.kind || !content.attributes.fragment()) return false;
             if (tag.global() ? !with_globals : !with_pcid || tag.pcid() != pcid) return false;
-            return tag.number() >> (content.page_shift - probe.shift) ==
-                   number_of(address, content.page_shift);
+            const unsigned page_shift = content.attributes.page_shift();
+            return tag.number() >> (page_shift - probe.shift) == page_number(address, page_shift);
         });
     }
 }

@@ -60,8 +60,8 @@ unsigned level_shift(const reference::Cpu& cpu, unsigned level)
 /// The tag of a paging-structure entry of a level.
 u64 tag_of(const reference::Cpu& cpu, u64 linear, unsigned level)
 {
-    // Reading: with 5-level paging the tags of all levels begin at bit 56.
-    return (linear & bits(0, cpu.linear_bits() - 1)) >> level_shift(cpu, level);
+    // Reading: in all modes from bit 56 on, as page numbers.
+    return page_number(linear, level_shift(cpu, level));
 }
 
 /// Of the tables in memory.
@@ -785,8 +785,7 @@ void Hardware::after_hit(Core& core, const Chain& chain, std::size_t position, c
     if (tlb.inclusion == Inclusion::exclusive) match.array->erase(match.place);
     if (!tlb.refills) return;
     for (std::size_t earlier = position; earlier-- > 0;) {
-        // Reading: as after a walk, exclusive levels are left out.
-        if (chain[earlier]->config.inclusion == Inclusion::exclusive) continue;
+        // Reading: exclusive ones too; it is only after a walk that they are left out.
         fill(core, chain, earlier, entry, linear);
     }
 }
@@ -823,7 +822,7 @@ void Hardware::fill(Core& core, const Chain& chain, std::size_t position, Entry 
 
 void Hardware::evicted(Core& core, const Chain& chain, Tlb& tlb, const Entry& entry)
 {
-    // Reading: an entry for a PDE counts as fill and eviction of the TLB that holds it; it goes nowhere else.
+    // Reading: also if it is for a PDE, or if a PDE takes its place. A PDE goes nowhere else.
     ++tlb.counters.evictions;
     if (entry.kind == EntryKind::pde) return;
     const auto here = std::find(chain.begin(), chain.end(), &tlb);
@@ -835,13 +834,13 @@ void Hardware::evicted(Core& core, const Chain& chain, Tlb& tlb, const Entry& en
     if (tlb.config.inclusion != Inclusion::inclusive) return;
     for (Tlb& lower : core.tlbs) {
         if (lower.config.level >= tlb.config.level) continue;
-        // Reading: what leaves is the same entry, and smaller ones inside it.
+        // Reading: what leaves is everything that overlaps it, larger entries and smaller ones.
         for (Array& array : lower.arrays) {
             array.erase_if([&](const Entry& other) {
                 if (other.kind == EntryKind::pde || !same_owner(other, entry)) return false;
-                const unsigned shift = shift_of(entry.kind);
-                return shift_of(other.kind) <= shift &&
-                       other.number << shift_of(other.kind) >> shift == entry.number;
+                const unsigned larger = std::max(shift_of(other.kind), shift_of(entry.kind));
+                return other.number << shift_of(other.kind) >> larger ==
+                       entry.number << shift_of(entry.kind) >> larger;
             });
         }
     }
@@ -1039,8 +1038,8 @@ void Hardware::fill_pscs(Core& core, const Chain& chain, u64 linear, const Desce
             entry.ready = read.ready;
             for (Array& array : arrays_of(psc)) {
                 if (!array.holds(EntryKind::pde)) continue;
+                // Reading: to the TLB, a PDE is no fill.
                 const auto victim = array.fill(entry);
-                if (psc.home != nullptr) ++psc.home->counters.fills;
                 if (psc.home != nullptr && victim) evicted(core, chain, *psc.home, *victim);
                 break;
             }
@@ -1176,13 +1175,14 @@ std::optional<unsigned> Hardware::mov_cr3(unsigned number, u64 value)
         }
         for (Tlb& tlb : core.tlbs) {
             const unsigned kept = no_flush ? tlb.config.pcids_kept_noflush : tlb.config.pcids_kept_flush;
-            // Reading: PDEs in a TLB's arrays are among what the TLB keeps or does not keep.
+            // Reading: PDEs in a TLB's arrays are none of its entries here.
             for (Array& array : tlb.arrays) {
                 array.erase_if([&](const Entry& entry) {
                     const auto rank = std::distance(
                         core.recent_pcids.begin(),
                         std::find(core.recent_pcids.begin(), core.recent_pcids.end(), entry.pcid));
-                    return !entry.global && static_cast<std::size_t>(rank) >= kept;
+                    const bool is_page = entry.kind != EntryKind::pde;
+                    return is_page && !entry.global && static_cast<std::size_t>(rank) >= kept;
                 });
             }
         }

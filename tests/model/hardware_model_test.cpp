@@ -456,6 +456,43 @@ TEST_CASE("model: an inclusive level", "[model]")
     CHECK(guest.counters("l1d").evictions == 0);
 }
 
+TEST_CASE("model: an inclusive level evicts a fragment of what a lower level holds whole", "[model]")
+{
+    Config config = plain();
+    config.tlbs[2].arrays = {array(1, 1, {k4k})};
+    config.tlbs[2].inclusion = Inclusion::inclusive;
+    config.tlbs[2].splinters = true;
+    Guest guest{config};
+    guest.map(0x20'0000, 0x20'0000, kAll, 2);
+    guest.map(0x1000, 0x2000);
+    guest.fetch(0x21'0000);
+    guest.read(0x21'0000);
+    CHECK(guest.tlb("l1d") == Set{"1/0"});
+    CHECK(guest.tlb("l1i") == Set{"210/0"});
+    guest.read(0x1000);
+    CHECK(guest.tlb("l2") == Set{"1/0"});
+    CHECK(guest.tlb("l1d") == Set{"1/0"});  // of these, "1" is the 4K page
+    CHECK(guest.access(kRead, 0x1000).physical == std::vector<u64>{0x2000});
+    CHECK(guest.tlb("l1i").empty());
+}
+
+TEST_CASE("model: a hit in the third level refills an exclusive second", "[model]")
+{
+    Config config = plain();
+    config.tlbs[1].arrays = {array(1, 1, {k4k})};
+    config.tlbs[2].inclusion = Inclusion::exclusive;
+    config.tlbs.push_back(tlb("l3", 3, "fls", {array(1, 8, {k4k})}, 9));
+    Guest guest{config};
+    for (u64 page = 0; page < 2; ++page) guest.map(0x40'0000 + (page << 12), 0x1'0000);
+    guest.fetch(0x40'0000);
+    CHECK(guest.tlb("l2").empty());
+    CHECK(guest.tlb("l3") == Set{"400/0"});
+    guest.read(0x40'0000);
+    CHECK(guest.counters("l3") == TlbCounters{2, 1, 0, 0, 1, 0});
+    CHECK(guest.tlb("l2") == Set{"400/0"});
+    CHECK(guest.tlb("l1d") == Set{"400/0"});
+}
+
 TEST_CASE("model: hits in the first level count as use in a later one", "[model]")
 {
     for (const bool touched : {false, true}) {
@@ -700,7 +737,7 @@ TEST_CASE("model: PDEs in a TLB's array", "[model]")
     guest.read(0x1000);
     CHECK(guest.tlb("l2") == Set{"1/0"});
     CHECK(guest.psc(2) == Set{"0/0"});
-    CHECK(guest.counters("l2") == TlbCounters{1, 0, 0, 0, 2, 0});
+    CHECK(guest.counters("l2") == TlbCounters{1, 0, 0, 0, 1, 0});
     guest.read(0x2000);  // by the PDE, which is used by that
     CHECK(guest.references() == 5);
     CHECK(guest.psc_counters(2) == LookupCounters{2, 1});
@@ -710,7 +747,7 @@ TEST_CASE("model: PDEs in a TLB's array", "[model]")
     guest.read(0x20'1000);
     CHECK(guest.tlb("l2") == Set{"2/0", "201/0"});
     CHECK(guest.psc(2) == Set{"1/0"});
-    CHECK(guest.counters("l2") == TlbCounters{3, 0, 0, 0, 5, 2});
+    CHECK(guest.counters("l2") == TlbCounters{3, 0, 0, 0, 3, 2});
     // INVLPG, Intel's: all of the current PCID. Of the pages, the one.
     REQUIRE_FALSE(guest.hardware.invlpg(0, 0x2000));
     CHECK(guest.tlb("l2") == Set{"201/0"});
@@ -914,6 +951,11 @@ TEST_CASE("model: MOV CR3", "[model]")
         REQUIRE_FALSE(guest.hardware.mov_cr3(0, Guest::kRoot | 1 | kBit63));
         CHECK(guest.tlb("l1").empty());
         CHECK(guest.psc(2).empty());
+        guest.read(kA1);
+        CHECK(guest.tlb("l1") == Set{"10000/0"});  // every PCID is 0
+        REQUIRE_FALSE(guest.hardware.invpcid(0, 1, 7, 0));
+        CHECK(guest.tlb("l1").empty());
+        CHECK(guest.psc(2).empty());
     }
 }
 
@@ -949,10 +991,11 @@ TEST_CASE("model: how many PCIDs a level keeps", "[model]")
     guest.read(0x1000);
     move(3, kBit63);  // recent: 3, 1, 2
     CHECK(guest.tlb("l2") == Set{"1/1", "1/2"});
-    CHECK(guest.psc(2) == Set{"0/1", "0/2"});
+    CHECK(guest.psc(2) == Set{"0/0", "0/1", "0/2"});
     CHECK(guest.psc(3) == Set{"0/0", "0/1", "0/2"});
     move(2, 0);  // recent: 2, 3
     CHECK(guest.tlb("l2").empty());
+    CHECK(guest.psc(2) == Set{"0/0", "0/1"});
 }
 
 TEST_CASE("model: changes of registers", "[model]")
@@ -1014,6 +1057,22 @@ TEST_CASE("model: changes of registers", "[model]")
         toggle(guest, reference::kPae);
         CHECK(guest.machine.cpus[0].paging() == Paging::pae);
         nothing_is_left(guest);
+    }
+    SECTION("a load of the PDPTEs by MOV CR0")
+    {
+        Guest guest{wide(), Paging::pae};
+        guest.map(kA1, 0x2000);
+        guest.map(kB1, 0x2000, kAll | kG);
+        toggle(guest, reference::kPge);
+        guest.read(kA1);
+        guest.read(kB1);
+        CHECK(guest.psc(2) == Set{"80/0"});
+        const u64 cr0 = guest.machine.cpus[0].cr0;
+        REQUIRE_FALSE(guest.hardware.mov_cr0(0, cr0 ^ u64{1} << 16));
+        CHECK(guest.tlb("l1") == Set{"10000/0", "10001/0g"});
+        REQUIRE_FALSE(guest.hardware.mov_cr0(0, cr0 | u64{1} << 30));
+        CHECK(guest.tlb("l1") == Set{"10001/0g"});
+        CHECK(guest.psc(2).empty());
     }
     SECTION("CR4.SMEP 0 to 1")
     {

@@ -100,8 +100,8 @@ public:
             const Chain& chain = chains_[kind];
             const Cycles answered = passage->now() + chain.lookup_cycles;
             passage->spend(chain.label, std::max(answered, content.ready_at));
-            return Place{content.frame + offset_in(access.address, content.entry_shift), cut.origin + offset,
-                         true};
+            return Place{content.frame + offset_in(access.address, content.attributes.entry_shift()),
+                         cut.origin + offset, true};
         }
         return look_up<Timed>(access, passage);
     }
@@ -145,8 +145,8 @@ private:
     static constexpr std::size_t kKinds = 3;
     static constexpr std::size_t kShortCuts = 128;
 
-    /// A short cut to an entry of a level-1 TLB, for one 4 KiB page and kind of access. It is right as long as
-    /// the content's id is the same and the epoch has not changed; then the outcome is that of a lookup.
+    /// A short cut to an entry of a level-1 TLB, for one 4 KiB page and kind of access. It is right as long
+    /// as the content's id is the same and the epoch has not changed; then the outcome is that of a lookup.
     struct alignas(64) ShortCut {
         std::uint64_t vpn = ~std::uint64_t{0};
         std::uint32_t epoch = 0;

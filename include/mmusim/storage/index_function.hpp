@@ -23,6 +23,7 @@ struct IndexSpec {
 
 class IndexFunction {
 public:
+    IndexFunction() = default;
     IndexFunction(const IndexSpec& spec, unsigned sets);
 
     [[nodiscard]] unsigned operator()(std::uint64_t number) const
@@ -46,8 +47,8 @@ private:
         return set;
     }
 
-    unsigned sets_;
-    bool power_of_two_;
+    unsigned sets_ = 1;
+    bool power_of_two_ = true;
     unsigned fold_ = 0;  ///< n of XOR-n; 0: another function
     std::vector<std::uint64_t> masks_;
 };

@@ -16,6 +16,13 @@
 
 namespace mmusim {
 
+/// Bits 56 to `shift` of the address: canonical copies of a narrower address's top bit are part of it.
+[[nodiscard]] constexpr std::uint64_t page_number(LinearAddress address, unsigned shift)
+{
+    constexpr std::uint64_t kWidest = (std::uint64_t{1} << 57) - 1;
+    return (address.value() & kWidest) >> shift;
+}
+
 struct TlbCounters {
     std::uint64_t lookups = 0;
     std::uint64_t hits = 0;
@@ -91,15 +98,42 @@ private:
     struct Place {
         TlbArray* array = nullptr;
         EntryKind kind = EntryKind::page_4k;
+        unsigned shift = 12;
     };
-    [[nodiscard]] Place place_for(unsigned page_shift) const;
 
     TlbSpec spec_;
     std::vector<TlbArray> arrays_;
-    std::vector<Probe> probes_;    ///< pages alone, in the order of search
-    std::array<Place, 4> places_;  ///< by page size
+    std::vector<Probe> probes_;     ///< pages alone, in the order of search
+    std::array<Place, 32> places_;  ///< by log2 of the page's bytes
     bool searches_by_size_ = true;
     std::vector<unsigned> recent_pcids_;  ///< most recent first; those that may have entries here
 };
+
+inline Tlb::Match Tlb::find(LinearAddress address, unsigned pcid)
+{
+    for (const Probe& probe : probes_) {
+        if (!probe.array->any(probe.kind)) continue;
+        const std::uint32_t entry = probe.array->find(probe.kind, page_number(address, probe.shift), pcid);
+        if (entry != TlbArray::kNone) return {probe.array, entry};
+    }
+    return {};
+}
+
+inline Tlb::Fill Tlb::fill(const Page& page, TlbArray::Evicted* evicted, bool absent)
+{
+    const Place& place = places_[page.content.attributes.page_shift()];
+    if (place.array == nullptr) return {};
+    const std::uint64_t in_entry = (std::uint64_t{1} << place.shift) - 1;
+    TlbContent content;
+    content.frame = page.content.frame & ~in_entry;
+    content.origin = page.content.origin & ~in_entry;
+    content.ready_at = page.content.ready_at;
+    content.attributes = page.content.attributes.as_entry_of(place.shift);
+    const TlbTag tag{place.kind, page_number(page.address, place.shift), page.pcid, page.global};
+    const TlbArray::Insertion done = place.array->insert(tag, content, evicted, absent);
+    ++counters.fills;
+    counters.evictions += done.evicted ? 1 : 0;
+    return {{place.array, done.entry}, done.evicted};
+}
 
 }  // namespace mmusim

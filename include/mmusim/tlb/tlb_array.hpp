@@ -6,7 +6,9 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -19,6 +21,42 @@
 
 namespace mmusim {
 
+/// The small figures of an entry in one word. (As bytes of their own, written apart and copied together, they
+/// would stall each copy.)
+class TlbAttributes {
+public:
+    constexpr TlbAttributes() = default;
+    /// `page_shift`: log2 of the bytes of the whole page. `dirty`: D was set when this was filled.
+    constexpr TlbAttributes(Rights rights, unsigned page_shift, bool dirty)
+        : word_{(rights.user ? kUser : 0) | (rights.writable ? kWritable : 0) |
+                (rights.no_execute ? kNoExecute : 0) | (dirty ? kDirty : 0) |
+                std::uint64_t{rights.key} << kKeyAt | std::uint64_t{page_shift} << kPageAt |
+                std::uint64_t{page_shift} << kEntryAt}
+    {
+    }
+    [[nodiscard]] constexpr Rights rights() const
+    {
+        return {(word_ & kUser) != 0, (word_ & kWritable) != 0, (word_ & kNoExecute) != 0,
+                static_cast<std::uint8_t>(word_ >> kKeyAt & 15)};
+    }
+    [[nodiscard]] constexpr bool dirty() const { return (word_ & kDirty) != 0; }
+    [[nodiscard]] constexpr unsigned page_shift() const { return word_ >> kPageAt & 63; }
+    /// log2 of the bytes of the entry: less than the page's for a fragment.
+    [[nodiscard]] constexpr unsigned entry_shift() const { return word_ >> kEntryAt & 63; }
+    [[nodiscard]] constexpr bool fragment() const { return entry_shift() < page_shift(); }
+    [[nodiscard]] constexpr TlbAttributes as_entry_of(unsigned shift) const
+    {
+        TlbAttributes entry = *this;
+        entry.word_ = (word_ & ~(std::uint64_t{63} << kEntryAt)) | std::uint64_t{shift} << kEntryAt;
+        return entry;
+    }
+
+private:
+    static constexpr std::uint64_t kUser = 1, kWritable = 2, kNoExecute = 4, kDirty = 8;
+    static constexpr unsigned kKeyAt = 4, kPageAt = 8, kEntryAt = 16;
+    std::uint64_t word_ = 0;
+};
+
 /// What is cached of a page: the fragment around an address where the page is larger than the entry. Of a
 /// table: where it is, and the rights so far.
 struct TlbContent {
@@ -26,10 +64,7 @@ struct TlbContent {
     std::uint64_t origin = 0;  ///< what the guest calls that address
     Cycles ready_at = 0;
     std::uint64_t id = 0;  ///< given by the array: a number that no other content of it has had
-    Rights rights;
-    std::uint8_t page_shift = 12;   ///< log2 of the bytes of the whole page
-    std::uint8_t entry_shift = 12;  ///< and of the entry
-    bool dirty = false;             ///< D was set when this was filled
+    TlbAttributes attributes;
 };
 
 /// A tag word: valid (bit 0), global (1), kind (4:2), PCID (16:5, 0 if global), page number (63:17).
@@ -119,38 +154,120 @@ public:
 
     // For short cuts to an entry: they hold while the id of its content is what it was.
     [[nodiscard]] Replacement& replacement() { return *replacement_; }
-    [[nodiscard]] unsigned row_of(std::uint32_t entry) const { return entry / row_ways_; }
-    [[nodiscard]] unsigned way_of(std::uint32_t entry) const { return entry % row_ways_; }
+    [[nodiscard]] unsigned row_of(std::uint32_t entry) const
+    {
+        return static_cast<unsigned>(entry * row_reciprocal_ >> kReciprocalShift);
+    }
+    [[nodiscard]] unsigned way_of(std::uint32_t entry) const { return entry - row_of(entry) * row_ways_; }
 
 private:
     struct View {
         unsigned ways = 0;
         unsigned first_way = 0;
         unsigned stride = 1;
-        std::uint8_t index = 0;  ///< of `indices_`
+        IndexFunction index;
     };
     [[nodiscard]] std::uint32_t first_of_set(const View& view, std::uint64_t number) const
     {
-        return indices_[view.index](number) * view.stride + view.first_way;
+        return view.index(number) * view.stride + view.first_way;
     }
 
-    /// Calls `visit(entry)` for the ways of the view whose fingerprint is `print`, lowest first, until it says
-    /// true; that entry, or kNone.
+    static constexpr std::uint64_t kEachByte = 0x0101'0101'0101'0101;
+    /// The top bit of each byte of `word` that is 0; bytes above the first such one may be marked in error.
+    [[nodiscard]] static std::uint64_t zero_bytes(std::uint64_t word)
+    {
+        return (word - kEachByte) & ~word & (kEachByte << 7);
+    }
+    /// Calls `visit(entry)` for the ways from `first` on whose fingerprint is `print`, lowest first, until it
+    /// says true; that entry, or kNone.
     template <class Visit>
     [[nodiscard]] std::uint32_t find_print(std::uint32_t first, unsigned ways, std::uint8_t print,
-                                           Visit visit) const;
+                                           Visit visit) const
+    {
+        for (unsigned done = 0; done < ways; done += sizeof(std::uint64_t)) {
+            std::uint64_t word = 0;
+            std::memcpy(&word, prints_.data() + first + done, sizeof word);
+            for (std::uint64_t found = zero_bytes(word ^ (kEachByte * print)); found != 0;
+                 found &= found - 1) {
+                const unsigned way = done + static_cast<unsigned>(std::countr_zero(found)) / 8;
+                if (way >= ways) break;
+                if (prints_[first + way] == print && visit(first + way)) return first + way;
+            }
+        }
+        return kNone;
+    }
 
     std::array<View, kEntryKinds> views_;
     std::array<std::uint32_t, kEntryKinds> live_{};
     std::uint32_t fragments_ = 0;
     std::uint32_t free_;
-    std::vector<IndexFunction> indices_;
+    /// Division by `row_ways_` as a product: exact as long as entries × ways < 2^40.
+    static constexpr unsigned kReciprocalShift = 40;
     unsigned row_ways_;  ///< of the policy's rows
+    std::uint64_t row_reciprocal_;
     std::unique_ptr<Replacement> replacement_;
     std::vector<TlbTag> tags_;
     std::vector<std::uint8_t> prints_;  ///< a byte of each tag's hash, 0: free; and 8 bytes beyond the last
     std::vector<TlbContent> contents_;
     std::uint64_t next_id_ = 0;
 };
+
+inline std::uint32_t TlbArray::find(EntryKind kind, std::uint64_t number, unsigned pcid) const
+{
+    const TlbTag wanted{kind, number, pcid, false};
+    const View& view = views_[static_cast<std::size_t>(kind)];
+    return find_print(first_of_set(view, number), view.ways, wanted.fingerprint(), [&](std::uint32_t entry) {
+        return tags_[entry].same_page(wanted) && tags_[entry].serves(pcid);
+    });
+}
+
+inline TlbArray::Insertion TlbArray::insert(TlbTag tag, const TlbContent& content, Evicted* evicted,
+                                            bool absent)
+{
+    const auto kind = static_cast<std::size_t>(tag.kind());
+    const View& view = views_[kind];
+    const std::uint32_t first = first_of_set(view, tag.number());
+    const std::uint8_t print = tag.fingerprint();
+    Insertion done{kNone, false};
+    if (!absent) {
+        done.entry =
+            find_print(first, view.ways, print, [&](std::uint32_t entry) { return tags_[entry] == tag; });
+    }
+    if (done.entry == kNone && free_ != 0) {
+        done.entry = find_print(first, view.ways, 0, [](std::uint32_t) { return true; });
+    }
+    if (done.entry == kNone) {
+        const unsigned row = row_of(first);
+        const unsigned begin = row * row_ways_;
+        done = {begin + replacement_->victim(row, {first - begin, view.ways}), true};
+        if (evicted != nullptr) *evicted = {tags_[done.entry], contents_[done.entry]};
+    }
+    TlbContent& place = contents_[done.entry];
+    if (const TlbTag old = tags_[done.entry]; old.valid()) {
+        --live_[static_cast<std::size_t>(old.kind())];
+        fragments_ -= place.attributes.fragment() ? 1 : 0;
+        ++free_;
+    }
+    tags_[done.entry] = tag;
+    prints_[done.entry] = print;
+    place = content;
+    place.id = ++next_id_;
+    --free_;
+    ++live_[kind];
+    fragments_ += content.attributes.fragment() ? 1 : 0;
+    const unsigned row = row_of(done.entry);
+    replacement_->on_fill(row, done.entry - row * row_ways_);
+    return done;
+}
+
+inline void TlbArray::remove(std::uint32_t entry)
+{
+    --live_[static_cast<std::size_t>(tags_[entry].kind())];
+    fragments_ -= contents_[entry].attributes.fragment() ? 1 : 0;
+    ++free_;
+    tags_[entry] = {};
+    prints_[entry] = 0;
+    contents_[entry].id = 0;
+}
 
 }  // namespace mmusim
