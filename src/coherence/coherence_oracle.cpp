@@ -63,6 +63,12 @@ std::array<std::uint64_t, 2> packed(const RightsControl& control)
     return {flags, std::uint64_t{control.pkru} << 32 | control.pkrs};
 }
 
+/// Accesses since then, that with number `access` included.
+std::uint64_t age_of(Time time, std::uint64_t access)
+{
+    return access - std::min(access, accesses_before(time));
+}
+
 std::string ago(std::uint64_t accesses)
 {
     return fmt::format("{} access{} ago", accesses, accesses == 1 ? "" : "es");
@@ -147,7 +153,6 @@ struct CoherenceOracle::State {
     [[nodiscard]] std::uint32_t index_of(const EntryRules& wanted);
     [[nodiscard]] std::uint64_t number_of(const View& wanted);
     [[nodiscard]] std::size_t remembered() const;
-    void sweep_if_due(detail::FrameFilter& watched);
     void sweep(detail::FrameFilter& watched);
     void note_unset(const FreshPath& path, const Vcpu& vcpu, AccessKind kind, detail::FrameFilter& watched);
 
@@ -255,19 +260,19 @@ void CoherenceOracle::invalidated_page(unsigned vcpu, std::uint64_t pcid, Linear
                                        bool with_globals, std::string_view name)
 {
     state_->vcpus[vcpu].history.invalidated_page(state_->tick(counts_), pcid, address, with_globals, name);
-    state_->sweep_if_due(watched_);
+    sweep_if_due();
 }
 
 void CoherenceOracle::invalidated_pcid(unsigned vcpu, std::uint64_t pcid, std::string_view name)
 {
     state_->vcpus[vcpu].history.invalidated_pcid(state_->flush_time(vcpu, counts_), pcid, name);
-    state_->sweep_if_due(watched_);
+    sweep_if_due();
 }
 
 void CoherenceOracle::invalidated_all(unsigned vcpu, bool with_globals, std::string_view name)
 {
     state_->vcpus[vcpu].history.invalidated_all(state_->flush_time(vcpu, counts_), with_globals, name);
-    state_->sweep_if_due(watched_);
+    sweep_if_due();
 }
 
 void CoherenceOracle::table_store(GuestPhysical at, std::span<const std::byte> bytes)
@@ -285,7 +290,7 @@ void CoherenceOracle::table_store(GuestPhysical at, std::span<const std::byte> b
             if (found->second == 0) state.unset.erase(found);
         }
     }
-    state.sweep_if_due(watched_);  // before: the journal and memory are at one now
+    sweep_if_due();  // before: the journal and memory are at one now
     if (state.journal.store(at, bytes, state.tick(counts_))) ++changes_;
 }
 
@@ -301,12 +306,14 @@ std::size_t CoherenceOracle::remembered() const
     return state_->journal.changes();
 }
 
-void CoherenceOracle::State::sweep_if_due(detail::FrameFilter& watched)
+void CoherenceOracle::sweep_if_due()
 {
-    if (remembered() < next_sweep) return;
-    sweep(watched);
+    State& state = *state_;
+    if (state.remembered() < state.next_sweep) return;
+    state.sweep(watched_);
+    ++changes_;  // tables that are not watched any more may be a view's that comes back
     // So that the work is in proportion to what is remembered in between.
-    next_sweep = 2 * remembered() + sweep_after;
+    state.next_sweep = 2 * state.remembered() + state.sweep_after;
 }
 
 void CoherenceOracle::State::sweep(detail::FrameFilter& watched)
@@ -319,11 +326,11 @@ void CoherenceOracle::State::sweep(detail::FrameFilter& watched)
         globals_since = std::min(globals_since, vcpu.history.globals_since());
         for (const auto& [pcid, space] : vcpu.history.spaces()) {
             const Time since = vcpu.history.last_flush(pcid).time;
-            const Interval reach{space.current.first(since), space.current.end()};
+            const Interval reach{space.current().first(since), space.current().end()};
             if (reach.start >= reach.end) continue;
             visible.push_back(reach);
-            for (const auto& [root, times] : space.roots) {
-                if (times.end() <= since) continue;
+            for (const auto& [root, times] : space.roots()) {
+                if (times.end() <= since) break;
                 // All rules that the mode was used with: which of them then is of no importance.
                 for (const EntryRules& known : rules) {
                     const std::uint8_t as = root_role(root.paging, known);
@@ -340,7 +347,8 @@ void CoherenceOracle::State::sweep(detail::FrameFilter& watched)
         }
     }
     // Disjoint, ascending.
-    std::sort(visible.begin(), visible.end(), [](const Interval& a, const Interval& b) { return a.start < b.start; });
+    std::sort(visible.begin(), visible.end(),
+              [](const Interval& a, const Interval& b) { return a.start < b.start; });
     std::size_t last = 0;
     for (std::size_t i = 1; i < visible.size(); ++i) {
         if (visible[i].start <= visible[last].end) {
@@ -387,9 +395,9 @@ struct Report {
     const Fresh* fresh;
     const FreshPath* fresh_path;
     int root_level;
-    std::uint64_t accesses;  ///< number of this one
+    std::uint64_t number;  ///< of the access, among those checked
 
-    [[nodiscard]] std::string age(Time time) const { return ago(accesses - accesses_before(time)); }
+    [[nodiscard]] std::string age(Time time) const { return ago(age_of(time, number)); }
     [[nodiscard]] std::string given() const;
     [[nodiscard]] std::string expected() const;
     [[nodiscard]] std::string change(const Path& path, const TableJournal& journal) const;
@@ -414,7 +422,7 @@ std::string Report::expected() const
 {
     if (!*fresh) {
         const PageFault& fault = fresh->error();
-        const std::string_view why = fault.cause == FaultCause::not_present ? "not present"
+        const std::string_view why = fault.cause == FaultCause::not_present    ? "not present"
                                      : fault.cause == FaultCause::reserved_bit ? "a reserved bit"
                                                                                : "rights";
         return fmt::format("a fresh walk ends in {} ({} at L{})", describe(Exception::of(fault)), why,
@@ -440,8 +448,9 @@ std::string Report::change(const Path& path, const TableJournal& journal) const
     for (const Path::Step& step : path.steps) {
         if (step.version.end != path.right_until || step.version.end == kForever) continue;
         const auto became = journal.entry_at(step.table, step.offset, bytes, step.version.end);
-        return fmt::format("{} was {:#x}{}, changed {}", entry_name(step.level, step.table, step.offset, bytes),
-                           step.version.raw, became ? fmt::format(" and became {:#x}", *became) : std::string{},
+        return fmt::format("{} was {:#x}{}, changed {}",
+                           entry_name(step.level, step.table, step.offset, bytes), step.version.raw,
+                           became ? fmt::format(" and became {:#x}", *became) : std::string{},
                            age(step.version.end));
     }
     if (path.right_until == kForever) return "only the registers differ from those that it was right with";
@@ -504,9 +513,9 @@ std::optional<CoherenceOracle::Violation> CoherenceOracle::compare(unsigned inde
         }
         ++*kind;
         // If no entry has changed, the way in which they are read has.
-        const Time until = cached->right_until != kForever ? cached->right_until
-                                                           : vcpu.history.formats().back().start;
-        const std::uint64_t age = counts_.checked - accesses_before(until);
+        const Time until =
+            cached->right_until != kForever ? cached->right_until : vcpu.history.formats().back().start;
+        const std::uint64_t age = age_of(until, counts_.checked);
         counts_.age_sum += age;
         counts_.oldest = std::max(counts_.oldest, age);
         return std::nullopt;

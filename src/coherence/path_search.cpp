@@ -56,17 +56,21 @@ void PathSearch::search(Which which)
     // Of the page sizes the smallest has the oldest flush.
     if (which == Which::own) floor_ = history_->last_flush(pcid, answer_->access.address, kPageShift).time;
     if (which == Which::global) floor_ = history_->empty_since();
-    const bool any_pcid = which == Which::global || which == Which::other_once;
-    for (const auto& [of, space] : history_->spaces()) {
-        if (any_pcid || of == pcid) search_space(of, space);
+    // What was right last is found first, and what was not as long is not looked at.
+    const auto& spaces = history_->spaces();
+    const auto own = spaces.find(pcid);
+    if (own != spaces.end()) search_space(pcid, own->second);
+    if (which == Which::own || which == Which::own_once) return;
+    for (const auto& [other, space] : spaces) {
+        if (other != pcid) search_space(other, space);
     }
 }
 
 void PathSearch::search_space(std::uint64_t pcid, const AddressSpace& space)
 {
     space_ = &space;
-    for (const auto& [root, times] : space.roots) {
-        if (times.end() <= floor_ || times.end() <= best()) continue;
+    for (const auto& [root, times] : space.roots()) {
+        if (times.end() <= std::max(floor_, best())) return;  // those that follow ended earlier still
         root_times_ = &times;
         mode_ = mode_of(root.paging);
         path_ = {root, pcid, false, {}, times.end(), 0};
@@ -173,7 +177,7 @@ bool PathSearch::global_may_be_cached() const
     const unsigned shift = mode_.shift(path_.steps.back().level);
     const Flush last = history_->last_global_flush(answer_->access.address, shift);
     const auto readable_around = [&](Time time) {
-        Interval era = VcpuHistory::era(*space_, time);
+        Interval era = space_->era(time);
         era.start = std::max(era.start, history_->empty_since());
         // INVLPG drops the upper entries too, but those of its own PCID alone.
         if (last.page && last.pcid == path_.pcid) era.start = std::max(era.start, last.time);
@@ -198,7 +202,7 @@ bool PathSearch::readable_within(Interval window, Time leaf_from) const
     const auto& formats = history_->formats();
     Time time = window.start;
     for (const Path::Step& step : path_.steps) {
-        const Timeline& when = &step == &path_.steps.front() ? *root_times_ : space_->current;
+        const Timeline& when = &step == &path_.steps.front() ? *root_times_ : space_->current();
         const Time end = std::min(step.version.end, window.end);
         time = std::max(time, step.version.start);
         if (step.leaf) time = std::max(time, leaf_from);
@@ -210,8 +214,7 @@ bool PathSearch::readable_within(Interval window, Time leaf_from) const
                                                [](Time t, const Format& format) { return t < format.start; });
             const Format& format = *std::prev(next);
             const EntryRules& rules = rules_[format.rules];
-            if (format.paging == mode_.paging &&
-                rules.is_leaf(step.version.raw, step.level) == step.leaf &&
+            if (format.paging == mode_.paging && rules.is_leaf(step.version.raw, step.level) == step.leaf &&
                 !rules.reserved_bit_set(step.version.raw, step.level)) {
                 break;
             }

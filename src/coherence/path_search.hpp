@@ -10,9 +10,9 @@
 //   L1 entry   |-------- c ---------------|------- d ---------|      a c, a d, b c, b d may be cached
 //
 // Two kinds of translation differ in what they may have survived. One that is not global is tagged with the
-// current PCID, and all of it is younger than the last invalidation that covers its page. A global one may have
-// been made under any PCID. Then only its last read is younger than the last invalidation that covers global
-// translations of the page; but all reads lie between two flushes of the PCID that was current.
+// current PCID, and all of it is younger than the last invalidation that covers its page. A global one may
+// have been made under any PCID. Then only its last read is younger than the last invalidation that covers
+// global translations of the page; but all reads lie between two flushes of the PCID that was current.
 #pragma once
 
 #include <array>

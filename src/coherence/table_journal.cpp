@@ -229,7 +229,8 @@ bool TableJournal::concerns_global(std::uint64_t word, std::uint8_t roles)
             constexpr std::uint64_t kGlobalPage = pte::kPresent | pte::kGlobal;
             concerns |= (entry & kGlobalPage) == kGlobalPage && child_role(entry, role) == 0;
         });
-        for_each_child(word, role, [&](Gfn frame, std::uint8_t as) { concerns |= reaches_global(frame, as); });
+        for_each_child(word, role,
+                       [&](Gfn frame, std::uint8_t as) { concerns |= reaches_global(frame, as); });
     });
     return concerns;
 }
@@ -249,25 +250,26 @@ void TableJournal::drop_changes(Gfn frame, Table& table, std::span<const Interva
     if (table.changes.empty()) return;
     Words words;
     read(frame, words);
-    std::uint32_t i = 0;
-    const auto useless = [&](const Change& change) {
-        const bool newest = (*table.newest)[change.index] == i++;
-        if (table.roles != 0 && overlaps(visible, change.start, change.end)) return false;
-        if (change.end <= globals_since) return true;
-        // The newest one tells from when on the word is what it is in memory.
-        return !concerns_global(change.word, table.past_roles) &&
-               !(newest && table.roles != 0 && concerns_global(words[change.index], table.past_roles));
+    const auto useful = [&](const Change& change, bool newest) {
+        if (table.roles != 0 && overlaps(visible, change.start, change.end)) return true;
+        if (change.end <= globals_since) return false;
+        if (concerns_global(change.word, table.past_roles)) return true;
+        // The newest one tells since when the word is what it is in memory.
+        return newest && table.roles != 0 && concerns_global(words[change.index], table.past_roles);
     };
-    const auto kept = std::remove_if(table.changes.begin(), table.changes.end(), useless);
-    if (kept == table.changes.end()) return;
-    table.changes.erase(kept, table.changes.end());
-    table.changes.shrink_to_fit();
-    table.newest->fill(kNone);
-    for (i = 0; i < table.changes.size(); ++i) {
-        std::uint32_t& newest = (*table.newest)[table.changes[i].index];
-        table.changes[i].older = newest;
-        newest = i;
+    std::vector<Change> kept;
+    for (std::size_t i = 0; i < table.changes.size(); ++i) {
+        const Change& change = table.changes[i];
+        if (useful(change, (*table.newest)[change.index] == i)) kept.push_back(change);
     }
+    if (kept.size() == table.changes.size()) return;
+    table.newest->fill(kNone);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+        std::uint32_t& newest = (*table.newest)[kept[i].index];
+        kept[i].older = newest;
+        newest = static_cast<std::uint32_t>(i);
+    }
+    table.changes = std::move(kept);
 }
 
 void TableJournal::sweep(std::span<const Root> roots, std::span<const Interval> visible, Time globals_since,

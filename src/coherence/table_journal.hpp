@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the guest's tables held at each moment. A frame is enrolled when it is linked: as a root, or by an entry
-// of an enrolled frame; with it, everything that can be reached below. From then on each change of one of its
-// 8-byte words is kept with its time. So what a table held before it was enrolled does not matter: no walk
-// could get there.
+// What the guest's tables held at each moment. A frame is enrolled when it is linked: as a root, or by an
+// entry of an enrolled frame; with it, everything that can be reached below. From then on each change of one
+// of its 8-byte words is kept with its time. So what a table held before it was enrolled does not matter: no
+// walk could get there.
 //
 //   word   |--- version ---|---- version ----|--- in memory now --->
 //          enrolled        change            change
@@ -37,9 +37,9 @@ namespace mmusim::coherence {
 namespace role {
 inline constexpr std::uint8_t kLong1 = 1u << 0;  ///< 8-byte entries; level n is kLong1 << (n - 1)
 inline constexpr std::uint8_t kLongAny = 0x1f;
-inline constexpr std::uint8_t kShort1 = 1u << 5;         ///< 4-byte entries
-inline constexpr std::uint8_t kShort2 = 1u << 6;         ///< PS is ignored: CR4.PSE = 0
-inline constexpr std::uint8_t kShort2Large = 1u << 7;    ///< PS makes a 4 MiB page
+inline constexpr std::uint8_t kShort1 = 1u << 5;       ///< 4-byte entries
+inline constexpr std::uint8_t kShort2 = 1u << 6;       ///< PS is ignored: CR4.PSE = 0
+inline constexpr std::uint8_t kShort2Large = 1u << 7;  ///< PS makes a 4 MiB page
 [[nodiscard]] constexpr std::uint8_t long_level(int level)
 {
     return static_cast<std::uint8_t>(kLong1 << (level - 1));
@@ -108,18 +108,18 @@ private:
     struct Change {
         Time start;
         Time end;
-        std::uint64_t word;  ///< until `end`
+        std::uint64_t word;   ///< until `end`
         std::uint32_t older;  ///< change of the same word, or kNone
         std::uint16_t index;
     };
     struct Table {
         std::uint8_t roles = 0;  ///< 0: no walk gets here any more; memory is not watched
         std::uint8_t past_roles = 0;
-        std::uint8_t marked = 0;          ///< roles found by the sweep under way
-        std::uint8_t global_known = 0;    ///< roles for which `global` is known, in a sweep
-        std::uint8_t global = 0;          ///< roles in which a global page can be reached
-        Time since = 0;                   ///< memory is watched
-        std::vector<Change> changes;      ///< in order of time
+        std::uint8_t marked = 0;        ///< roles found by the sweep under way
+        std::uint8_t global_known = 0;  ///< roles for which `global` is known, in a sweep
+        std::uint8_t global = 0;        ///< roles in which a global page can be reached
+        Time since = 0;                 ///< memory is watched
+        std::vector<Change> changes;    ///< in order of time
         std::unique_ptr<std::array<std::uint32_t, kWords>> newest;
 
         [[nodiscard]] std::uint32_t newest_change(unsigned index) const

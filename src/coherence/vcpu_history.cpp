@@ -18,20 +18,52 @@ const Flush& later(const Flush& a, const Flush& b)
 
 }  // namespace
 
+void AddressSpace::open(const Root& root, Time now)
+{
+    const auto [place, is_new] = by_root_.try_emplace(root);
+    if (is_new) {
+        roots_.push_front({root, {}});
+        place->second = roots_.begin();
+    } else {
+        roots_.splice(roots_.begin(), roots_, place->second);
+    }
+    roots_.front().times.open(now);
+    current_.open(now);
+}
+
+void AddressSpace::close(Time now)
+{
+    roots_.front().times.close(now);
+    current_.close(now);
+}
+
+void AddressSpace::forget(Time time)
+{
+    current_.forget(time);
+    for (RootUse& use : roots_) use.times.forget(time);
+    while (!roots_.empty() && roots_.back().times.empty()) {
+        by_root_.erase(roots_.back().root);
+        roots_.pop_back();
+    }
+    // The flush that the era of `time` began with stays.
+    const auto later = std::upper_bound(flushes_.begin(), flushes_.end(), time);
+    if (later != flushes_.begin()) flushes_.erase(flushes_.begin(), std::prev(later));
+}
+
+Interval AddressSpace::era(Time time) const
+{
+    const auto next = std::upper_bound(flushes_.begin(), flushes_.end(), time);
+    return {next == flushes_.begin() ? 0 : *std::prev(next), next == flushes_.end() ? kForever : *next};
+}
+
 void VcpuHistory::context(Time now, const Root& root, Format format, std::uint64_t pcid, bool globals)
 {
-    if (root_.paging != Paging::off) {
-        AddressSpace& space = spaces_[pcid_];
-        space.current.close(now);
-        space.roots[root_].close(now);
-    }
+    if (root_.paging != Paging::off) spaces_[pcid_].close(now);
     root_ = root;
     pcid_ = pcid;
     globals_ = globals;
     if (root_.paging != Paging::off) {
-        AddressSpace& space = spaces_[pcid_];
-        space.current.open(now);
-        space.roots[root_].open(now);
+        spaces_[pcid_].open(root_, now);
         ++loads_;
     }
     if (formats_.back().paging != format.paging || formats_.back().rules != format.rules) {
@@ -63,7 +95,7 @@ void VcpuHistory::invalidated_pcid(Time now, std::uint64_t pcid, std::string_vie
     const auto space = spaces_.find(pcid);
     if (space == spaces_.end()) return;  // it was never current
     space->second.last_flush = {now, name};
-    space->second.flushes.push_back(now);
+    space->second.flush(now);
     ++loads_;
 }
 
@@ -71,7 +103,7 @@ void VcpuHistory::invalidated_all(Time now, bool with_globals, std::string_view 
 {
     all_ = {now, name};
     if (with_globals) all_with_globals_ = all_;
-    for (auto& [pcid, space] : spaces_) space.flushes.push_back(now);
+    for (auto& [pcid, space] : spaces_) space.flush(now);
     loads_ += spaces_.size();
 }
 
@@ -98,23 +130,9 @@ const Flush& VcpuHistory::last_flush(std::uint64_t pcid) const
     return space == spaces_.end() ? all_ : later(all_, space->second.last_flush);
 }
 
-Interval VcpuHistory::era(const AddressSpace& space, Time time)
-{
-    const auto next = std::upper_bound(space.flushes.begin(), space.flushes.end(), time);
-    return {next == space.flushes.begin() ? 0 : *std::prev(next),
-            next == space.flushes.end() ? kForever : *next};
-}
-
 void VcpuHistory::sweep()
 {
-    for (auto& [pcid, space] : spaces_) {
-        const Time needed = globals_ ? empty_since() : last_flush(pcid).time;
-        space.current.forget(needed);
-        for (auto& [root, times] : space.roots) times.forget(needed);
-        std::erase_if(space.roots, [](const auto& item) { return item.second.empty(); });
-        const auto kept = std::upper_bound(space.flushes.begin(), space.flushes.end(), needed);
-        if (kept != space.flushes.begin()) space.flushes.erase(space.flushes.begin(), std::prev(kept));
-    }
+    for (auto& [pcid, space] : spaces_) space.forget(globals_ ? empty_since() : last_flush(pcid).time);
     boost::unordered::erase_if(pages_, [&](const auto& item) {
         const Flush& flush = item.second;
         const bool global = (item.first & 1) != 0;

@@ -7,6 +7,7 @@
 #include <array>
 #include <compare>
 #include <cstdint>
+#include <list>
 #include <map>
 #include <string_view>
 #include <utility>
@@ -46,11 +47,36 @@ struct Flush {
 };
 
 /// What has been cached under one PCID, or may have been.
-struct AddressSpace {
-    Timeline current;               ///< the PCID was the current one, with paging on
-    std::map<Root, Timeline> roots;  ///< and CR3 had this root
-    std::vector<Time> flushes;      ///< of all paging-structure-cache entries of the PCID
-    Flush last_flush;               ///< of the PCID alone
+class AddressSpace {
+public:
+    struct RootUse {
+        Root root;
+        Timeline times;
+    };
+
+    AddressSpace() = default;
+    AddressSpace(AddressSpace&&) = default;
+    AddressSpace& operator=(AddressSpace&&) = default;
+
+    void open(const Root& root, Time now);
+    void close(Time now);
+    void flush(Time now) { flushes_.push_back(now); }
+    void forget(Time time);
+
+    /// When the PCID was the current one, with paging on.
+    [[nodiscard]] const Timeline& current() const { return current_; }
+    /// When CR3 had which root meanwhile. The root used last comes first.
+    [[nodiscard]] const std::list<RootUse>& roots() const { return roots_; }
+    /// The times between two flushes of all paging-structure-cache entries of the PCID, around `time`.
+    [[nodiscard]] Interval era(Time time) const;
+
+    Flush last_flush;  ///< of the PCID alone
+
+private:
+    Timeline current_;
+    std::list<RootUse> roots_;
+    std::map<Root, std::list<RootUse>::iterator> by_root_;
+    std::vector<Time> flushes_;
 };
 
 class VcpuHistory {
@@ -69,8 +95,8 @@ public:
     [[nodiscard]] const std::map<std::uint64_t, AddressSpace>& spaces() const { return spaces_; }
     [[nodiscard]] const std::vector<Format>& formats() const { return formats_; }
 
-    /// The last invalidation that covers a page of 2^shift bytes around the address: what is not global of the
-    /// PCID; what is global.
+    /// The last invalidation that covers a page of 2^shift bytes around the address: what is not global of
+    /// the PCID; what is global.
     [[nodiscard]] Flush last_flush(std::uint64_t pcid, LinearAddress address, unsigned shift) const;
     [[nodiscard]] Flush last_global_flush(LinearAddress address, unsigned shift) const;
     /// The last one that covers all of the PCID.
@@ -79,9 +105,6 @@ public:
     [[nodiscard]] Time empty_since() const { return all_with_globals_.time; }
     /// From when on translations may be cached that are global; kForever if there is none.
     [[nodiscard]] Time globals_since() const { return globals_ ? empty_since() : kForever; }
-
-    /// The times between two flushes of the PCID, around `time`.
-    [[nodiscard]] static Interval era(const AddressSpace& space, Time time);
 
     /// Forgets what concerns nothing that may be cached. Reports of violations then know less.
     void sweep();
@@ -98,7 +121,7 @@ private:
     Root root_;
     std::uint64_t pcid_ = 0;
     bool globals_ = false;
-    std::vector<Format> formats_;  ///< in order of time; the first begins at 0
+    std::vector<Format> formats_;                   ///< in order of time; the first begins at 0
     std::map<std::uint64_t, AddressSpace> spaces_;  ///< by PCID
     Flush all_;
     Flush all_with_globals_;

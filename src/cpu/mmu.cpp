@@ -68,6 +68,12 @@ Mmu::Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, con
         for (Tlb& tlb : tlbs_) {
             if (serves(tlb.spec(), kind)) chain.tlbs.push_back(&tlb);
         }
+        for (std::size_t u = 0; u < chain.tlbs.size(); ++u) {
+            const TlbSpec* const next = u + 1 < chain.tlbs.size() ? &chain.tlbs[u + 1]->spec() : nullptr;
+            const bool spills =
+                next != nullptr && (next->inclusion == Inclusion::exclusive || next->takes_evictions);
+            chain.plain.push_back(chain.tlbs[u]->spec().inclusion != Inclusion::inclusive && !spills);
+        }
         for (std::size_t u = 1; u < chain.tlbs.size(); ++u) {
             chain.touches_later |= chain.tlbs[u]->spec().touched_by_earlier_hits;
         }
@@ -312,11 +318,9 @@ Mmu::Place Mmu::place_of(const Translation<space::Machine>& translation) const
 Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent)
 {
     Tlb& tlb = *chain.tlbs[u];
-    const bool inclusive = tlb.spec().inclusion == Inclusion::inclusive;
-    const TlbSpec* const next = u + 1 < chain.tlbs.size() ? &chain.tlbs[u + 1]->spec() : nullptr;
-    const bool spills = next != nullptr && (next->inclusion == Inclusion::exclusive || next->takes_evictions);
+    const bool plain = chain.plain[u];
     TlbArray::Evicted evicted;
-    const Tlb::Fill done = tlb.fill(page, inclusive || spills ? &evicted : nullptr, absent);
+    const Tlb::Fill done = tlb.fill(page, plain ? nullptr : &evicted, absent);
     const Tlb::Match match = done.match;
     if (u == 0 && match && !absent) {
         // An older short cut may lead to an entry that a lookup would now find later.
@@ -330,13 +334,15 @@ Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, b
         const EntryKind kind = match.array->tag(match.entry).kind();
         if (kind != EntryKind::page_4k && (!tlb.searches_by_size() || tlb.any_larger(kind))) ++epoch_;
     }
-    if (!done.evicted || evicted.tag.kind() == EntryKind::pde) return match;
-    if (inclusive) {
+    if (plain || !done.evicted || evicted.tag.kind() == EntryKind::pde) return match;
+    if (tlb.spec().inclusion == Inclusion::inclusive) {
         for (Tlb& other : tlbs_) {
             if (other.spec().level < tlb.spec().level) other.drop_overlapping(evicted);
         }
     }
-    if (spills) {
+    if (u + 1 == chain.tlbs.size()) return match;
+    const TlbSpec& next = chain.tlbs[u + 1]->spec();
+    if (next.inclusion == Inclusion::exclusive || next.takes_evictions) {
         const LinearAddress address{evicted.tag.number() << evicted.content.attributes.entry_shift()};
         fill(chain, u + 1, {address, evicted.tag.pcid(), evicted.tag.global(), evicted.content}, false);
     }

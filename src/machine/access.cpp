@@ -135,6 +135,8 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access)
         const auto found = vcpu.mmu->translate<false>(access, nullptr);
         if (!found) [[unlikely]]
             return missed(index, access, found.error());
+        if (oracle_) [[unlikely]]
+            check_coherence(index, access, GuestPhysical{found->origin});
         return {Step::Kind::done, GuestPhysical{found->origin}, found->machine};
     } else {
         Passage passage{flight_.issued};
@@ -145,6 +147,8 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access)
             land();
             return missed(index, access, found.error());
         }
+        if (oracle_) [[unlikely]]
+            check_coherence(index, access, GuestPhysical{found->origin});
         return {Step::Kind::done, GuestPhysical{found->origin}, found->machine};
     }
 }
@@ -153,7 +157,7 @@ Machine::Step Machine::missed(unsigned index, const Access& access, const PageFa
 {
     vcpus_[index].mmu->page_fault(access.address);
     if (shadow_) return exit_to_hypervisor(index, access);
-    system_instruction(CycleLabels::kGuestFault, timing().instructions.page_fault);
+    raise_page_fault(index, access.address);
     return faulted(fault);
 }
 
@@ -171,9 +175,7 @@ Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access)
 {
     FaultAnswer answer;
     exit_for(index, access, answer);
-    if (answer.kind == FaultAnswer::Kind::guest) {
-        system_instruction(CycleLabels::kGuestFault, timing().instructions.page_fault);
-    }
+    if (answer.kind == FaultAnswer::Kind::guest) raise_page_fault(index, access.address);
     return step_of(answer);
 }
 
@@ -183,6 +185,7 @@ Machine::Step Machine::emulate(unsigned index, const Access& access)
     const FaultAnswer answer = shadow_->emulated_access(index, vcpus_[index].guest, access);
     charge(before);
     settle(index);
+    if (answer.kind == FaultAnswer::Kind::guest) raise_page_fault(index, access.address);
     return step_of(answer);
 }
 
@@ -361,6 +364,7 @@ void Machine::store(const Placed& placed, std::span<const std::byte> bytes)
         if (part.emulated) {
             emulated_store(part.address, piece);
         } else {
+            if (oracle_) oracle_->before_store(part.address, piece);
             guest_memory_.write(part.address, piece);
         }
         done += part.bytes;

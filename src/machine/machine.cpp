@@ -123,11 +123,15 @@ Machine::Machine(MachineConfig config)
         vcpu.mmu = std::make_unique<Mmu>(cpu, tables_, native() ? nullptr : &p2m_, timed ? &labels_ : nullptr,
                                          config_.program_uses_caches);
     }
+    if (config_.check_coherence) {
+        oracle_ = std::make_unique<CoherenceOracle>(guest_memory_, p2m_.ram(), config_.vcpus);
+    }
     start();
 }
 
 void Machine::start()
 {
+    if (oracle_) oracle_->reset();
     if (!native()) {
         shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
                                                  config_.policy(), config_.populate, pool_.value_or(Mfn{}));
@@ -169,6 +173,7 @@ MachineCounters Machine::counters() const
         }
     }
     if (clock_) counters.cycles = clock_->by();
+    if (oracle_) counters.coherence = oracle_->counts();
     return counters;
 }
 
@@ -209,6 +214,10 @@ void Machine::refresh(unsigned index)
         hardware.root = shadow_->hardware_root(index);
     }
     vcpu.mmu->load(hardware);
+    if (oracle_) {
+        oracle_->context(index, paging, vcpu.guest.rules, vcpu.guest.root, pcid_of(registers),
+                         registers.has_cr4(cr4::kPge));
+    }
 }
 
 bool Machine::adopt_root(unsigned index)
@@ -286,6 +295,7 @@ void Machine::exit_for(unsigned index, const Access& access, FaultAnswer& answer
 void Machine::emulated_store(GuestPhysical at, std::span<const std::byte> bytes)
 {
     const ShadowWork before = shadow_->work();
+    if (oracle_) oracle_->before_store(at, bytes);
     shadow_->emulated_store(at, bytes);
     charge(before);
     settle_all();
@@ -324,6 +334,7 @@ std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& loa
     }
     vcpu.registers = now;
     refresh(index);
+    if (oracle_) tell_oracle_of_load(index, old, what);
 
     // A change in how entries are read empties the TLBs, and the shadows' vCPU too: over-invalidation is
     // always legal.
@@ -336,6 +347,32 @@ std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& loa
         in_hypervisor(index, [&] { return flush_shadows(index, due, what); });
     }
     return std::nullopt;
+}
+
+void Machine::tell_oracle_of_load(unsigned index, const Registers& old, Load what)
+{
+    const Registers& now = vcpus_[index].registers;
+    const FlushScope due = due_flush(old, now);
+    const std::string_view name = old.cr0 != now.cr0 ? "MOV CR0" : "MOV CR4";
+    if (due == FlushScope::everything) {
+        oracle_->invalidated_all(index, true, name);
+    } else if (due == FlushScope::current_pcid) {
+        oracle_->invalidated_pcid(index, pcid_of(now), name);
+    }
+    if (what == Load::cr3) oracle_->invalidated_pcid(index, pcid_of(now), "MOV CR3");
+}
+
+void Machine::check_coherence(unsigned index, const Access& access, GuestPhysical found)
+{
+    if (auto violation = oracle_->check(index, access, found)) violations_.push_back(violation->text);
+}
+
+void Machine::raise_page_fault(unsigned index, LinearAddress address)
+{
+    if (oracle_) {
+        oracle_->invalidated_page(index, pcid_of(vcpus_[index].registers), address, false, "a page fault");
+    }
+    system_instruction(CycleLabels::kGuestFault, timing().instructions.page_fault);
 }
 
 void Machine::flush_natively(unsigned index, const Registers& old, FlushScope due, Load what)
@@ -421,6 +458,10 @@ void Machine::set_ac(unsigned vcpu, bool ac)
     changed.guest.rules.control.ac = ac;
     // The hardware knows of it only while it walks under the guest's rights.
     if (changed.guest.paging != Paging::off) changed.mmu->load_ac(ac);
+    if (oracle_) {
+        oracle_->context(vcpu, changed.guest.paging, changed.guest.rules, changed.guest.root,
+                         pcid_of(changed.registers), changed.registers.has_cr4(cr4::kPge));
+    }
 }
 
 std::optional<Refusal> Machine::set_registers(unsigned vcpu, const Registers& wanted)
@@ -443,6 +484,7 @@ std::optional<Refusal> Machine::set_registers(unsigned vcpu, const Registers& wa
         settle(vcpu);
     }
     vcpus_[vcpu].mmu->drop_everything(true);
+    if (oracle_) oracle_->invalidated_all(vcpu, true, "the record set");
     return std::nullopt;
 }
 
@@ -463,6 +505,7 @@ std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
     if (shadow_) shadow_->count_invlpg();
     // Not canonical: no operation.
     const bool nothing = registers.long_mode() && !canonical(address.value(), registers.linear_bits());
+    if (oracle_ && !nothing) oracle_->invalidated_page(vcpu, pcid_of(registers), address, true, "INVLPG");
     if (native()) {
         if (!nothing) vcpus_[vcpu].mmu->invlpg(address);
         system_instruction(CycleLabels::kInvlpg, timing().instructions.invlpg);
@@ -499,6 +542,18 @@ std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std
         !canonical(address.value(), registers.linear_bits())) {
         return general_protection("INVPCID of an address that is not canonical");
     }
+    if (oracle_) {
+        switch (kind) {
+        case InvpcidType::address:
+            oracle_->invalidated_page(vcpu, pcid, address, false, "INVPCID of an address");
+            break;
+        case InvpcidType::context: oracle_->invalidated_pcid(vcpu, pcid, "INVPCID of a PCID"); break;
+        case InvpcidType::all_with_globals: oracle_->invalidated_all(vcpu, true, "INVPCID of all"); break;
+        case InvpcidType::all_without_globals:
+            oracle_->invalidated_all(vcpu, false, "INVPCID of all but globals");
+            break;
+        }
+    }
     if (native()) {
         invpcid_natively(vcpu, kind, static_cast<unsigned>(pcid), address);
         system_instruction(CycleLabels::kInvpcid, timing().instructions.invpcid);
@@ -527,12 +582,17 @@ void Machine::invpcid_natively(unsigned vcpu, InvpcidType type, unsigned pcid, L
 
 void Machine::poke(GuestPhysical at, std::span<const std::byte> bytes)
 {
+    if (oracle_) oracle_->before_store(at, bytes);
     guest_memory_.write(at, bytes);
     forget(Gfn::of(at));
 }
 
 void Machine::clear_frame(Gfn frame)
 {
+    if (oracle_) {
+        const std::array<std::byte, kPageBytes> zeros{};
+        oracle_->before_store(frame.address(), zeros);
+    }
     guest_memory_.clear(frame);
     forget(frame);
 }

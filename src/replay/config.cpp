@@ -125,7 +125,12 @@ void set_program_uses_caches(ReplayConfig& config, const std::string& key, const
     config.program_uses_caches = boolean_of(key, value);
 }
 
-constexpr std::array<Key, 11> kKeys{{
+void set_check_coherence(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    config.check_coherence = boolean_of(key, value);
+}
+
+constexpr std::array<Key, 12> kKeys{{
     {"mode", set_mode},
     {"p2m", set_p2m},
     {"policy",
@@ -135,6 +140,7 @@ constexpr std::array<Key, 11> kKeys{{
     {"clock", set_clock},
     {"data_caches.program", set_program_uses_caches},
     {"check", set_check},
+    {"check_coherence", set_check_coherence},
     {"audit", [](auto& config, const auto& key, const auto& value) { config.audit = count_of(key, value); }},
     {"skip", [](auto& config, const auto& key, const auto& value) { config.skip = count_of(key, value); }},
     {"limit",
@@ -185,6 +191,7 @@ nlohmann::ordered_json to_json(const ReplayConfig& config)
         {"clock", clock_text(config)},
         {"data_caches", {{"program", config.program_uses_caches}}},
         {"check", config.check},
+        {"check_coherence", config.check_coherence},
         {"audit", config.audit},
         {"skip", config.skip},
         {"limit", config.limit ? Json(*config.limit) : Json(nullptr)},

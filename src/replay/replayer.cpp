@@ -27,6 +27,8 @@ MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& conf
     machine.clock = config.clock;
     machine.window = config.window;
     machine.program_uses_caches = config.program_uses_caches;
+    // What a recording expects of accessed and dirty bits depends on what was cached.
+    machine.check_coherence = config.check_coherence || (config.check && !machine.cpu->tlbs.tlbs.empty());
     return machine;
 }
 
@@ -92,6 +94,7 @@ void Replayer::replay(const Record& record)
         throw RecordError(error.what(), {});
     }
     if (skipped_) ++running_.records;
+    if (config_.check_coherence) collect_violations();
     if (config_.audit != 0 && record_ % config_.audit == 0) {
         if (const auto violations = machine_.audit(); !violations.empty()) {
             throw AuditFailure(fmt::format("after record {}: {} violated invariants, the first: {}", record_,
@@ -126,6 +129,13 @@ Statistics Replayer::counted() const
     now.add(before_resets_);
     now.add(counted_by_machine());
     return now;
+}
+
+void Replayer::collect_violations()
+{
+    for (std::string& text : machine_.take_violations()) {
+        if (violations_.size() < kMismatchesKept) violations_.push_back({record_, std::move(text)});
+    }
 }
 
 void Replayer::end_phase()
@@ -382,6 +392,16 @@ void Replayer::replay_record(const PokeRecord& record)
     machine_.poke(record.gpa, std::span{bytes}.first(record.bytes));
 }
 
+std::uint64_t Replayer::left_unset(GuestPhysical at) const
+{
+    // The oracle speaks of aligned words; eight bytes of memory may lie in two.
+    const auto in_word = static_cast<unsigned>(at.value() % 8);
+    const GuestPhysical word{at.value() - in_word};
+    std::uint64_t bits = machine_.left_unset(word) >> (8 * in_word);
+    if (in_word != 0) bits |= machine_.left_unset(GuestPhysical{word.value() + 8}) << (64 - 8 * in_word);
+    return bits;
+}
+
 void Replayer::replay_record(const ExpectMemoryRecord& record)
 {
     if (!checking_) return;
@@ -389,7 +409,11 @@ void Replayer::replay_record(const ExpectMemoryRecord& record)
     machine_.peek(record.gpa, std::span{bytes}.first(record.bytes));
     std::uint64_t found = 0;
     std::memcpy(&found, bytes.data(), sizeof found);
-    const std::uint64_t compared = low_bits(record.bytes) & ~record.ignore;
+    std::uint64_t compared = low_bits(record.bytes) & ~record.ignore;
+    // Accessed and dirty bits that a walk would have set, had no cached translation been used.
+    const std::uint64_t unset = record.value & ~found & compared & left_unset(record.gpa);
+    if (unset != 0 && ((found ^ record.value) & compared & ~unset) == 0) ++running_.checks.stale;
+    compared &= ~unset;
     check(((found ^ record.value) & compared) == 0, [&] {
         return std::pair{
             fmt::format("{:#x} in memory at {}, {:#x} ignored", record.value, record.gpa, record.ignore),

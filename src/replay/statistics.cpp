@@ -35,6 +35,7 @@ void for_each_pair(Mine& mine, Theirs& theirs, Count count, Gauge gauge)
     count(mine.guest_faults, theirs.guest_faults);
     count(mine.checks.checked, theirs.checks.checked);
     count(mine.checks.mismatched, theirs.checks.mismatched);
+    count(mine.checks.stale, theirs.checks.stale);
     count(mine.hardware.walks, theirs.hardware.walks);
     count(mine.hardware.memory_references, theirs.hardware.memory_references);
     for_each_pair(mine.hardware.tlbs, theirs.hardware.tlbs, [&](auto& one, auto& other) {
@@ -105,6 +106,21 @@ Json tlbs_json(const StatisticsDocument& document, const MachineCounters& hardwa
     return json;
 }
 
+Json coherence_json(const StalenessCounts& counts)
+{
+    return {{"checked", counts.checked},
+            {"permitted",
+             {{"total", counts.stale()},
+              {"not_present", counts.not_present},
+              {"rights", counts.rights},
+              {"address", counts.address},
+              {"dirty", counts.dirty},
+              {"accessed", counts.accessed}}},
+            {"age_sum", counts.age_sum},
+            {"oldest", counts.oldest},
+            {"violations", counts.violations}};
+}
+
 /// Cycles whose cause is a walk: those with a label "walk.…".
 Cycles walk_cycles(const CycleLabels& labels, const std::vector<Cycles>& by_label)
 {
@@ -136,7 +152,9 @@ void add_counters(Json& json, const StatisticsDocument& document, const Statisti
                         {"read", statistics.accesses.read},
                         {"write", statistics.accesses.write}};
     json["guest_faults"] = statistics.guest_faults;
-    json["checks"] = {{"checked", statistics.checks.checked}, {"mismatched", statistics.checks.mismatched}};
+    json["checks"] = {{"checked", statistics.checks.checked},
+                      {"mismatched", statistics.checks.mismatched},
+                      {"stale", statistics.checks.stale}};
     const MachineCounters& hardware = statistics.hardware;
     const bool timed = !hardware.cycles.empty();
     if (timed) json["cycles"] = cycles_json(document, hardware.cycles);
@@ -153,6 +171,7 @@ void add_counters(Json& json, const StatisticsDocument& document, const Statisti
         }
         json["paging_structure_cache"] = std::move(caches);
     }
+    if (document.coherence) json["coherence"] = coherence_json(hardware.coherence);
     json["walks"] = {{"count", hardware.walks}, {"memory_references", hardware.memory_references}};
     if (timed) json["walks"]["cycles"] = walk_cycles(document.labels, hardware.cycles);
     if (!document.shadow) return;
@@ -170,6 +189,7 @@ void Statistics::add(const Statistics& more)
     for_each_pair(
         *this, more, [](auto& mine, auto theirs) { mine += theirs; },
         [](auto& mine, auto theirs) { mine = theirs; });
+    hardware.coherence += more.hardware.coherence;
 }
 
 Statistics Statistics::since(const Statistics& earlier) const
@@ -177,6 +197,7 @@ Statistics Statistics::since(const Statistics& earlier) const
     Statistics difference = *this;
     for_each_pair(
         difference, earlier, [](auto& mine, auto theirs) { mine -= theirs; }, [](auto&, auto) {});
+    difference.hardware.coherence -= earlier.hardware.coherence;
     return difference;
 }
 

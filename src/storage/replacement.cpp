@@ -35,6 +35,7 @@ public:
         touches_.resize(ways);
         stamps_on_hit_ = stamps_on_hit;
         fill_is_touch_ = true;
+        victim_rule_ = VictimRule::oldest;
     }
     unsigned victim(unsigned set, WayRange candidates) override { return oldest(set, candidates); }
 };
@@ -74,15 +75,12 @@ public:
     BitPlru(unsigned sets, unsigned ways) : Replacement{sets, ways}
     {
         fill_is_touch_ = true;
+        victim_rule_ = VictimRule::clear_bit;
         for (unsigned way = 0; way < ways; ++way) {
             touches_.push_back({~std::uint64_t{0}, std::uint64_t{1} << way, ones(ways)});
         }
     }
-    unsigned victim(unsigned set, WayRange candidates) override
-    {
-        const std::uint64_t clear = ~words_[set] & (ones(candidates.count) << candidates.first);
-        return clear == 0 ? candidates.first : static_cast<unsigned>(std::countr_zero(clear));
-    }
+    unsigned victim(unsigned set, WayRange candidates) override { return clear_bit(set, candidates); }
 };
 
 /// Two bits a way.
@@ -209,16 +207,6 @@ void Replacement::reset(unsigned set)
 {
     words_[set] = 0;
     for (unsigned way = 0; way < ways_; ++way) stamps_[std::size_t{set} * ways_ + way] = 0;
-}
-
-unsigned Replacement::oldest(unsigned set, WayRange candidates) const
-{
-    const std::uint64_t* stamps = &stamps_[std::size_t{set} * ways_];
-    unsigned found = candidates.first;
-    for (unsigned way = found + 1; way < candidates.first + candidates.count; ++way) {
-        if (stamps[way] < stamps[found]) found = way;
-    }
-    return found;
 }
 
 std::string_view ReplacementSpec::refusal(unsigned ways) const

@@ -36,7 +36,7 @@ void DataCaches::Cache::fill(std::uint64_t line, unsigned set, Cycles ready)
     if (*first == 0) used_sets.push_back(set);  // free ways are taken in order: the set was empty
     std::uint64_t* const free = std::find(first, first + ways, 0);
     const unsigned way =
-        free != first + ways ? static_cast<unsigned>(free - first) : replacement->victim(set, {0, ways});
+        free != first + ways ? static_cast<unsigned>(free - first) : replacement->find_victim(set, {0, ways});
     lines[std::size_t{set} * ways + way] = line + 1;
     ready_at[std::size_t{set} * ways + way] = ready;
     replacement->on_fill(set, way);

@@ -90,7 +90,8 @@ public:
     }
     [[nodiscard]] std::uint64_t word(std::uint64_t at) const
     {
-        return memory_.load<std::uint64_t>(Gfn{at >> kPageShift}, static_cast<unsigned>(at & kPageOffsetMask));
+        return memory_.load<std::uint64_t>(Gfn{at >> kPageShift},
+                                           static_cast<unsigned>(at & kPageOffsetMask));
     }
 
     // --- registers; nothing is invalidated ---

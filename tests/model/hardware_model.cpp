@@ -622,11 +622,13 @@ void Hardware::data(Core& core, const Operand& operand, const std::vector<std::p
         timeline.spend("data." + nearest.name, nearest.latency);
         return;
     }
-    // Reading: of lines that are ready last at the same time, the first gives the label.
+    // Reading: of lines that are ready last at the same time, the first gives the label. A line that two
+    // pages have in common is loaded twice.
+    const u64 size = config_.data_caches.empty() ? 64 : config_.data_caches.front().line_bytes;
     Loaded last{timeline.now, {}};
     for (const auto& [physical, bytes] : pages) {
-        for (u64 line = physical / 64; line <= (physical + bytes - 1) / 64; ++line) {
-            const Loaded loaded = load(core, line * 64, timeline.now);
+        for (u64 line = physical / size; line <= (physical + bytes - 1) / size; ++line) {
+            const Loaded loaded = load(core, line * size, timeline.now);
             if (loaded.ready > last.ready) last = loaded;
         }
     }

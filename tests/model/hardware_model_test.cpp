@@ -339,7 +339,7 @@ TEST_CASE("model: an array's views", "[model]")
         entry.number = number;
         return entry;
     };
-    for (const u64 number : {1, 5, 9}) CHECK_FALSE(made.fill(page(k4k, number)));
+    for (const u64 number : {1u, 5u, 9u}) CHECK_FALSE(made.fill(page(k4k, number)));
     CHECK(made.find(k4k, 5, 0) == 5);
     CHECK(made.find(k4k, 9, 0) == 6);
     CHECK(made.fill(page(k4k, 13))->number == 1);  // the least recently filled
@@ -465,8 +465,8 @@ TEST_CASE("model: an inclusive level evicts a fragment of what a lower level hol
     Guest guest{config};
     guest.map(0x20'0000, 0x20'0000, kAll, 2);
     guest.map(0x1000, 0x2000);
-    guest.fetch(0x21'0000);
     guest.read(0x21'0000);
+    guest.fetch(0x21'0000);
     CHECK(guest.tlb("l1d") == Set{"1/0"});
     CHECK(guest.tlb("l1i") == Set{"210/0"});
     guest.read(0x1000);
@@ -1480,6 +1480,21 @@ TEST_CASE("model: miss slots of the data caches", "[model]")
     CHECK(guest.hardware.cycles() == sum_of(guest.hardware.cycles_by()));
 }
 
+TEST_CASE("model: an access touches lines of the nearest cache", "[model]")
+{
+    for (const unsigned line : {32u, 128u}) {
+        Config config = plain();
+        config.data_caches[0].line_bytes = line;
+        Guest guest{config};
+        guest.map(0x1000, 0x20'0000);
+        const u64 walk = 4;
+        guest.read(0x1000, 256);
+        CHECK(guest.hardware.counters(0).data_caches.at("l1d").lookups == walk + 256 / line);
+        guest.read(0x1000 + line - 1, 2);
+        CHECK(guest.hardware.counters(0).data_caches.at("l1d").lookups == walk + 256 / line + 2);
+    }
+}
+
 TEST_CASE("model: without a clock", "[model]")
 {
     Guest guest{plain(), Paging::four_level, FrontEnd{FrontEnd::Kind::off, 1}};
@@ -1559,7 +1574,8 @@ Played1 run(const Program& program, const Config& config, FrontEnd front_end)
     Hardware hardware{config, machine, program.cpus, front_end};
     Played1 result;
     for (const Event& event : program.events) {
-        if (play(hardware, machine, program, event).outcome.fault) ++result.faults;
+        const Played played = play(hardware, machine, program, event);
+        if (played.outcome.fault || played.execution.fault) ++result.faults;
     }
     for (unsigned cpu = 0; cpu < program.cpus; ++cpu) result.counters.push_back(hardware.counters(cpu));
     result.cycles = hardware.cycles();

@@ -196,7 +196,7 @@ private:
             cache.name = std::array{"l1d", "l2", "l3"}[i];
             cache.sets = random_.from_to(1, 8);
             cache.ways = random_.from_to(1, 6);
-            cache.line_bytes = random_.percent(90) ? 64 : 128;
+            cache.line_bytes = random_.percent(80) ? 64 : random_.percent(50) ? 32 : 128;
             cache.latency = latency;
             latency += random_.from_to(1, 20);
             cache.misses_in_flight = random_.from_to(1, 4);

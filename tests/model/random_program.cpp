@@ -109,6 +109,7 @@ private:
     const Mode& mode_now();
     MappedPage any_page();
     void access();
+    void instruction();
     void access_to(u64 linear);
     void change_slot();
     void repair();
@@ -443,6 +444,23 @@ void Maker::access()
     }
 }
 
+/// A fetch and some operands.
+void Maker::instruction()
+{
+    std::vector<Operand> operands;
+    const std::size_t first = program_.events.size();
+    for (unsigned i = random_.from_to(2, 4); i > 0; --i) access();
+    for (std::size_t i = first; i < program_.events.size(); ++i) {
+        const Event& one = program_.events[i];
+        operands.push_back({one.address, one.bytes, one.access, one.user, one.implicit, false});
+    }
+    if (random_.percent(70)) operands.front().kind = reference::Kind::fetch;
+    if (operands.front().kind == reference::Kind::fetch) operands.front().implicit = false;
+    program_.events.resize(first);
+    emit(Event::Kind::instruction).value = program_.instructions.size();
+    program_.instructions.push_back(std::move(operands));
+}
+
 void Maker::access_to(u64 linear)
 {
     Event& event = emit(Event::Kind::access);
@@ -657,6 +675,7 @@ void Maker::step()
     }
     const unsigned what = random_.below(1000);
     if (what < 875 || !random_.percent(100 / calm_)) {
+        if (random_.percent(5)) return instruction();
         access();
     } else if (what < 915) {
         change_slot();
@@ -710,6 +729,9 @@ Played play(Hardware& hardware, reference::Machine& machine, const Program& prog
         }
         break;
     }
+    case Event::Kind::instruction:
+        played.execution = hardware.execute(event.cpu, program.instructions[event.value]);
+        break;
     case Event::Kind::mov_cr0: played.vector = hardware.mov_cr0(event.cpu, event.value); break;
     case Event::Kind::mov_cr3: played.vector = hardware.mov_cr3(event.cpu, event.value); break;
     case Event::Kind::mov_cr4: played.vector = hardware.mov_cr4(event.cpu, event.value); break;

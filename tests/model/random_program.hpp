@@ -23,6 +23,7 @@ namespace model {
 struct Event {
     enum class Kind {
         access,
+        instruction,  // several accesses as one
         mov_cr0,
         mov_cr3,
         mov_cr4,
@@ -45,7 +46,8 @@ struct Event {
     bool user = false;
     bool implicit = false;
     bool stores = false;      // a write that changes memory: `value`, of at most 8 bytes
-    std::uint64_t value = 0;  // what is stored or loaded into the register; of `set` an index of `registers`
+    std::uint64_t value = 0;  // what is stored or loaded into the register; of `set` an index of `registers`,
+                              // of an instruction one of `instructions`
     std::uint32_t msr = 0;
     std::uint64_t type = 0, pcid = 0;
 };
@@ -56,6 +58,7 @@ struct Program {
     std::map<std::uint64_t, std::uint64_t> memory;             // by address / 8; absent: 0
     unsigned cpus = 1;
     std::vector<reference::Cpu> registers;  // the first ones are what the vCPUs start with
+    std::vector<std::vector<Operand>> instructions;
     std::vector<Event> events;
 };
 
@@ -72,6 +75,7 @@ reference::Machine machine_for(const Program& program);
 /// What an event came to.
 struct Played {
     Outcome outcome;                 // of an access
+    Execution execution;             // of an instruction
     std::optional<unsigned> vector;  // why the CPU refused another instruction
 };
 /// Plays an event on the model; stores change the machine's memory.

@@ -43,6 +43,7 @@ std::vector<ReplayConfig> some_configs()
     all.window = 12;
     all.program_uses_caches = false;
     all.check = true;
+    all.check_coherence = true;
     all.audit = 1000;
     all.skip = ~std::uint64_t{0};
     all.limit = 0;
@@ -120,7 +121,7 @@ TEST_CASE("the JSON of a configuration has every key, with its default", "[repla
     CHECK(to_json(ReplayConfig{}).dump() ==
           R"({"mode":"shadow","p2m":"header","policy":"write-protect","shadow":{"populate":"leaf"},)"
           R"("cpu":"golden_cove","clock":"blocking","data_caches":{"program":true},)"
-          R"("check":false,"audit":0,"skip":0,"limit":null})");
+          R"("check":false,"check_coherence":false,"audit":0,"skip":0,"limit":null})");
 }
 
 TEST_CASE("a document changes what it names and nothing else", "[replay][config]")

@@ -14,67 +14,11 @@
 
 #include "support/catch.hpp"
 #include "support/guest_builder.hpp"
+#include "tlb/small_profiles.hpp"
 
 using namespace guest;
 
 namespace {
-
-// --- hardware ---------------------------------------------------------------------------------------------
-
-EntryView in_all_ways(EntryKind kind, unsigned ways)
-{
-    return {.kind = kind, .ways = ways, .first_way = 0, .stride = ways};
-}
-
-TlbArraySpec fully_associative(unsigned entries, const std::vector<EntryKind>& kinds)
-{
-    TlbArraySpec array;
-    array.entries = array.ways = entries;
-    for (const EntryKind kind : kinds) array.views.push_back(in_all_ways(kind, entries));
-    return array;
-}
-
-const std::vector<EntryKind> kAllPages{EntryKind::page_4k, EntryKind::page_2m, EntryKind::page_4m,
-                                       EntryKind::page_1g};
-
-TlbSpec tlb(const std::string& name, unsigned level, const std::string& serves,
-            const std::vector<EntryKind>& kinds)
-{
-    TlbSpec spec;
-    spec.name = name;
-    spec.level = level;
-    spec.fetches = serves.find('f') != std::string::npos;
-    spec.loads = serves.find('l') != std::string::npos;
-    spec.stores = serves.find('s') != std::string::npos;
-    spec.arrays = {fully_associative(64 * level, kinds)};
-    return spec;
-}
-
-/// Large enough that nothing is ever evicted.
-CpuProfile large_profile(bool pdes_in_l2 = false)
-{
-    CpuProfile profile;
-    profile.tlbs.tlbs = {tlb("l1i", 1, "f", kAllPages), tlb("l1d", 1, "ls", kAllPages),
-                         tlb("l2", 2, "fls", kAllPages)};
-    for (int level = 2; level <= kMaxLevels; ++level) {
-        profile.tlbs.paging_structure_caches.push_back(
-            {.level = level, .array = fully_associative(32, {EntryKind::pde}), .stored_in = {}});
-    }
-    if (pdes_in_l2) {
-        profile.tlbs.paging_structure_caches.front().stored_in = "l2";
-        profile.tlbs.tlbs[2].arrays[0].views.push_back(in_all_ways(EntryKind::pde, 128));
-    }
-    return profile;
-}
-
-MachineConfig config_with(const CpuProfile& profile, Options options = native())
-{
-    MachineConfig config = config_of(options);
-    config.cpu = std::make_shared<const CpuProfile>(profile);
-    return config;
-}
-
-constexpr std::size_t kL1i = 0, kL1d = 1, kL2 = 2;
 
 // --- a guest with everything cached
 // -------------------------------------------------------------------------
@@ -183,9 +127,9 @@ private:
 
     static MachineConfig config_for(const Setting& setting)
     {
-        CpuProfile profile = large_profile(setting.pdes_in_l2);
+        CpuProfile profile = small::large(setting.pdes_in_l2);
         profile.tlbs.pcid = setting.profile_has_pcids;
-        MachineConfig config = config_with(profile);
+        MachineConfig config = small::config(profile);
         config.cpuid.vendor = setting.vendor;
         return config;
     }
@@ -254,11 +198,11 @@ public:
                   before.paging_structure_caches[level].hits + (old ? 1 : 0));
             CHECK(after.walks == before.walks + 1);
         } else if (kind == AccessKind::read) {
-            CHECK(hits(kL1d) == (old ? 1 : 0));
+            CHECK(hits(small::kL1d) == (old ? 1 : 0));
             CHECK(after.walks == before.walks + (old ? 0 : 1));
         } else {
-            CHECK(hits(kL1i) == 0);
-            CHECK(hits(kL2) == (old ? 1 : 0));
+            CHECK(hits(small::kL1i) == 0);
+            CHECK(hits(small::kL2) == (old ? 1 : 0));
             CHECK(after.walks == before.walks + (old ? 0 : 1));
         }
         return old;
@@ -595,24 +539,37 @@ TEST_CASE("what is dropped: nothing by rights", "[tlb]")
     }
 }
 
+namespace {
+
+void check_smep_cleared(const Setting& setting)
+{
+    const std::vector<Item> items = World{setting}.items();
+    for (const Item& item : items) {
+        World world{setting};
+        INFO(setting.name() << "; " << item.name);
+        REQUIRE(world.guest.set_cr4(cr4::kSmep, true));
+        // Cached again after that.
+        for (const Item& page : items) {
+            if (!page.table && page.pcid == kHere) REQUIRE(world.guest.read(page.address).ok());
+        }
+        world.change(item);
+        REQUIRE(world.guest.set_cr4(cr4::kSmep, false));
+        CHECK(world.uses_old(item, AccessKind::read));
+    }
+}
+
+}  // namespace
+
 TEST_CASE("what is dropped: nothing by CR4.SMEP cleared", "[tlb]")
 {
     for (const Setting& setting : all_settings()) {
-        const std::vector<Item> items = World{setting}.items();
-        for (const Item& item : items) {
-            World world{setting};
-            INFO(setting.name() << "; " << item.name);
-            REQUIRE(world.guest.set_cr4(cr4::kSmep, true));
-            // Cached again after that.
-            for (const Item& page : items) {
-                if (page.table || page.pcid != kHere) continue;
-                REQUIRE(world.guest.read(page.address).ok());
-            }
-            world.change(item);
-            REQUIRE(world.guest.set_cr4(cr4::kSmep, false));
-            CHECK(world.uses_old(item, AccessKind::read));
-        }
+        if (setting.paging != Paging::pae) check_smep_cleared(setting);
     }
+}
+
+TEST_CASE("what is dropped: nothing by CR4.SMEP cleared under PAE", "[tlb]")
+{
+    for (const Setting& setting : settings(Paging::pae)) check_smep_cleared(setting);
 }
 
 TEST_CASE("what is dropped: a page that faults", "[tlb]")
@@ -623,5 +580,339 @@ TEST_CASE("what is dropped: a page that faults", "[tlb]")
                page_fault("one of another area", AccessKind::write, 2, 0x3000),
                page_fault("a page whose entries deny the access", AccessKind::write, 1, kReadOnly),
                page_fault("a global page whose entries deny the access", AccessKind::write, 4, kReadOnly)});
+    }
+}
+
+TEST_CASE("what is dropped: everything by CR4.PAE", "[tlb]")
+{
+    // One frame is a page directory of 4-byte entries, and from its start on the four PDPTEs of PAE.
+    Guest guest{Paging::two_level, small::config(small::large())};
+    constexpr std::uint64_t kLinear = 0x0280'0000, kGlobal = 0x0280'1000;
+    guest.map(kLinear, 0x101'000, kKernel);
+    guest.map(kGlobal, 0x102'000, kKernel | G);
+    const std::uint64_t directory = guest.new_table().address().value();
+    const std::uint64_t table = guest.new_table().address().value();
+    guest.poke(guest.root().address().value(), directory | P);
+    guest.poke(directory + (kLinear >> 21) * 8, table | kKernel);
+    guest.poke(table, 0x103'000 | kKernel);
+    guest.poke(table + 8, 0x104'000 | kKernel | G);
+    REQUIRE(guest.set_cr4(cr4::kPge, true));
+    for (unsigned round = 0; round < 3; ++round) {
+        const bool pae = round % 2 == 1;
+        REQUIRE(guest.set_cr4(cr4::kPae, pae));
+        for (unsigned again = 0; again < 2; ++again) {
+            CHECK(guest.read(kLinear).at() == (pae ? 0x103'000u : 0x101'000u));
+            CHECK(guest.read(kGlobal).at() == (pae ? 0x104'000u : 0x102'000u));
+        }
+    }
+    CHECK(guest.machine.counters().walks == 6);
+}
+
+TEST_CASE("what is dropped: a profile without PCIDs takes each for 0", "[tlb]")
+{
+    for (const Paging paging : {Paging::four_level, Paging::five_level}) {
+        for (const bool pdes_in_l2 : {false, true}) {
+            Setting setting{paging, Vendor::intel, false, true, pdes_in_l2, false};
+            const auto load = [](unsigned pcid, bool flush) {
+                return Event{fmt::format("MOV CR3 to PCID {} and back", pcid),
+                             [=](World& world) {
+                                 REQUIRE(world.load_cr3(pcid, flush));
+                                 REQUIRE(world.load_cr3(kHere, false));
+                             },
+                             all_but_global};
+            };
+            check(setting,
+                  {load(kHere, true), load(kHere, false), load(kElsewhere, true), load(kElsewhere, false)});
+            check(setting, {invlpg("a 4K page", 1, 0), invlpg("a global page", 4, 0)});
+            // Whatever PCID is named.
+            for (const unsigned pcid : {kHere, kElsewhere}) {
+                check(setting, {invpcid(1, pcid, of_pcid(kHere))});
+                Event event = invpcid_address(pcid, 1);
+                event.drops = invpcid_address(kHere, 1).drops;
+                check(setting, {event});
+            }
+        }
+    }
+}
+
+// --- splintered pages
+// ---------------------------------------------------------------------------------------
+
+namespace {
+
+/// Fragments of 4K alone, on both levels.
+struct SplinteredGuest : Guest {
+    static constexpr std::uint64_t k2M = 0x4000'0000, kOther2M = 0x4020'0000, k1G = 0x8000'0000,
+                                   kGlobal2M = 0xc000'0000;
+    static constexpr std::array<std::uint64_t, 4> kOffsets{0, 0x1000, 0x7'8000, 0x1f'f000};
+
+    explicit SplinteredGuest(Paging paging) : Guest{paging, config()}
+    {
+        const std::uint64_t flags = P | W | A | D;
+        map(k2M, 0x4000'0000, flags, 2);
+        map(kOther2M, 0x4000'0000, flags, 2);
+        if (paging == Paging::four_level) map(k1G, 0x4000'0000, flags, 3);
+        map(kGlobal2M, 0x4000'0000, flags | G, 2);
+        REQUIRE(set_cr4(cr4::kPge, true));
+        for (const std::uint64_t page : pages()) {
+            for (const std::uint64_t offset : kOffsets) CHECK(read(page + offset).ok());
+        }
+        if (has_1g()) CHECK(read(k1G + 0x3fff'f000).ok());
+    }
+    [[nodiscard]] bool has_1g() const { return levels() == 4; }
+    [[nodiscard]] std::vector<std::uint64_t> pages() const
+    {
+        return has_1g() ? std::vector{k2M, kOther2M, k1G, kGlobal2M} : std::vector{k2M, kOther2M, kGlobal2M};
+    }
+    /// Whether an access hits on level 1.
+    bool cached(std::uint64_t address)
+    {
+        const std::uint64_t before = machine.counters().tlbs[0].hits;
+        CHECK(read(address).ok());
+        return machine.counters().tlbs[0].hits == before + 1;
+    }
+    /// Whether the fragments of each page are cached, or none is.
+    void check_dropped(const std::vector<std::uint64_t>& dropped)
+    {
+        for (const std::uint64_t page : pages()) {
+            const bool gone = std::find(dropped.begin(), dropped.end(), page) != dropped.end();
+            for (const std::uint64_t offset : kOffsets) {
+                INFO(fmt::format("{:#x}", page + offset));
+                CHECK(cached(page + offset) == !gone);
+            }
+            if (page == k1G) CHECK(cached(k1G + 0x3fff'f000) == !gone);
+        }
+    }
+
+private:
+    static MachineConfig config()
+    {
+        TlbSpec second = small::tlb("l2", 2, "fls", {small::fully_associative(128, {EntryKind::page_4k})});
+        second.splinters = true;
+        CpuProfile profile = small::profile(
+            {small::tlb("l1", 1, "fls", {small::fully_associative(64, {EntryKind::page_4k})}), second});
+        small::add_structure_caches(profile, 32);
+        return small::config(profile);
+    }
+};
+
+}  // namespace
+
+TEST_CASE("what is dropped: all fragments of a page", "[tlb]")
+{
+    for (const Paging paging : {Paging::pae, Paging::four_level}) {
+        INFO(mmusim::name_of(paging));
+        {
+            SplinteredGuest guest{paging};
+            guest.check_dropped({});
+        }
+        for (const bool by_invpcid : {false, true}) {
+            const auto drop = [&](SplinteredGuest& guest, std::uint64_t address) {
+                if (by_invpcid) {
+                    REQUIRE_FALSE(guest.machine.invpcid(0, 0, 0, LinearAddress{address}));
+                } else {
+                    REQUIRE(guest.invlpg(address));
+                }
+            };
+            // At a fragment, and where none is.
+            for (const std::uint64_t offset : {0x1000u, 0x10'0123u}) {
+                SplinteredGuest guest{paging};
+                drop(guest, SplinteredGuest::k2M + offset);
+                guest.check_dropped({SplinteredGuest::k2M});
+            }
+            {
+                SplinteredGuest guest{paging};
+                drop(guest, SplinteredGuest::kGlobal2M + 0x5000);
+                guest.check_dropped(by_invpcid ? std::vector<std::uint64_t>{}
+                                               : std::vector{SplinteredGuest::kGlobal2M});
+            }
+            if (paging == Paging::pae) continue;
+            SplinteredGuest guest{paging};
+            drop(guest, SplinteredGuest::k1G + 0x1234'5678);
+            guest.check_dropped({SplinteredGuest::k1G});
+        }
+    }
+}
+
+TEST_CASE("what is dropped: all fragments of a page that faults", "[tlb]")
+{
+    SplinteredGuest guest{Paging::four_level};
+    guest.set_entry(SplinteredGuest::k2M, 2, 0);
+    CHECK(guest.cached(SplinteredGuest::k2M));
+    CHECK(guest.read(SplinteredGuest::k2M + 0x3000).page_fault(0, SplinteredGuest::k2M + 0x3000));
+    guest.set_entry(SplinteredGuest::k2M, 2, 0x4000'0000 | kKernel | PS);
+    guest.check_dropped({SplinteredGuest::k2M});
+}
+
+TEST_CASE("what is dropped: fragments on level 1 of a whole page on level 2", "[tlb]")
+{
+    CpuProfile profile = small::profile(
+        {small::tlb("l1", 1, "fls", {small::fully_associative(64, {EntryKind::page_4k})}),
+         small::tlb("l2", 2, "fls",
+                    {small::fully_associative(64, {EntryKind::page_4k, EntryKind::page_2m})})});
+    Guest guest{Paging::four_level, small::config(profile)};
+    guest.map(0x20'0000, 0x4000'0000, kKernel, 2);
+    CHECK(guest.read(0x20'1000).at() == 0x4000'1000);
+    CHECK(guest.read(0x20'2000).at() == 0x4000'2000);
+    CHECK(guest.machine.counters().walks == 1);
+    guest.set_entry(0x20'0000, 2, 0x6000'0000 | kKernel | PS);
+    CHECK(guest.read(0x20'3000).at() == 0x4000'3000);
+    REQUIRE(guest.invlpg(0x3f'f000));
+    for (const std::uint64_t offset : {0x1000u, 0x2000u, 0x3000u}) {
+        CHECK(guest.read(0x20'0000 + offset).at() == 0x6000'0000 + offset);
+    }
+    CHECK(guest.machine.counters().walks == 2);
+}
+
+// --- how many PCIDs a level keeps
+// ---------------------------------------------------------------------------
+
+namespace {
+
+/// Each PCID has one page on each level; which of them are still there?
+class KeptPcids {
+public:
+    static constexpr unsigned kPcids = 7;
+    static constexpr std::uint64_t kPage = 0x40'0000, kGlobalPage = 0x60'0000;
+
+    KeptPcids(unsigned flush, unsigned noflush) : guest_{Paging::four_level, config(flush, noflush)}
+    {
+        guest_.map(kPage, 0x101'000, kKernel);
+        guest_.map(kGlobalPage, 0x102'000, kKernel | G);
+        REQUIRE(guest_.set_cr4(cr4::kPge, true));
+        REQUIRE(guest_.set_cr4(cr4::kPcide, true));
+        CHECK(guest_.read(kGlobalPage).ok());
+    }
+    void load(unsigned pcid, bool flush)
+    {
+        const std::uint64_t root = guest_.root().address().value();
+        REQUIRE_FALSE(guest_.machine.mov_cr3(0, root | pcid | (flush ? 0 : cr3::kNoFlush)));
+    }
+    bool invpcid(unsigned type, unsigned pcid)
+    {
+        return !guest_.machine.invpcid(0, type, pcid, LinearAddress{});
+    }
+    /// Whether the page of the current PCID hits on level 1, which has the limits, or on level 2, which has
+    /// none.
+    unsigned level_of_hit() { return level_of_hit(kPage); }
+    unsigned level_of_global_hit() { return level_of_hit(kGlobalPage); }
+
+private:
+    static MachineConfig config(unsigned flush, unsigned noflush)
+    {
+        CpuProfile profile = small::large();
+        profile.tlbs.tlbs[small::kL1d].pcids_kept_flush = flush;
+        profile.tlbs.tlbs[small::kL1d].pcids_kept_noflush = noflush;
+        return small::config(profile);
+    }
+    unsigned level_of_hit(std::uint64_t address)
+    {
+        const MachineCounters before = guest_.machine.counters();
+        CHECK(guest_.read(address).ok());
+        const MachineCounters after = guest_.machine.counters();
+        for (const std::size_t level : {small::kL1d, small::kL2}) {
+            if (after.tlbs[level].hits > before.tlbs[level].hits) return static_cast<unsigned>(level);
+        }
+        CHECK(after.walks == before.walks + 1);
+        return 0;
+    }
+    Guest guest_;
+};
+
+constexpr unsigned kLevel1 = small::kL1d, kLevel2 = small::kL2, kWalk = 0;
+
+}  // namespace
+
+TEST_CASE("PCIDs kept: by hand", "[tlb]")
+{
+    {
+        KeptPcids none{0, 0};
+        CHECK(none.level_of_hit() == kWalk);
+        CHECK(none.level_of_hit() == kLevel1);
+        none.load(0, false);  // the current PCID too
+        CHECK(none.level_of_hit() == kLevel2);
+        CHECK(none.level_of_hit() == kLevel1);
+        none.load(1, false);
+        none.load(0, false);
+        CHECK(none.level_of_hit() == kLevel2);
+        CHECK(none.level_of_global_hit() == kLevel1);
+    }
+    {
+        KeptPcids one{0, 1};
+        CHECK(one.level_of_hit() == kWalk);
+        one.load(0, false);
+        CHECK(one.level_of_hit() == kLevel1);
+        one.load(1, false);
+        CHECK(one.level_of_hit() == kWalk);
+        one.load(0, false);
+        CHECK(one.level_of_hit() == kLevel2);
+        one.load(0, true);  // flushed on all levels
+        CHECK(one.level_of_hit() == kWalk);
+    }
+    {
+        KeptPcids four{1, 4};
+        for (const unsigned pcid : {0u, 1u, 2u, 3u}) {
+            four.load(pcid, false);
+            CHECK(four.level_of_hit() == kWalk);
+        }
+        four.load(0, false);
+        CHECK(four.level_of_hit() == kLevel1);
+        four.load(4, false);  // the fifth: 1 was current longest ago
+        CHECK(four.level_of_hit() == kWalk);
+        for (const unsigned pcid : {0u, 3u, 2u}) {
+            four.load(pcid, false);
+            CHECK(four.level_of_hit() == kLevel1);
+        }
+        four.load(1, false);  // 4 goes
+        CHECK(four.level_of_hit() == kLevel2);
+        four.load(2, true);  // only 2 stays, and that is flushed
+        CHECK(four.level_of_hit() == kWalk);
+        four.load(3, false);
+        CHECK(four.level_of_hit() == kLevel2);
+        four.load(2, false);
+        CHECK(four.level_of_hit() == kLevel1);
+        CHECK(four.level_of_global_hit() == kLevel1);
+    }
+}
+
+TEST_CASE("PCIDs kept: random loads", "[tlb]")
+{
+    constexpr unsigned kSeed = 4242;
+    std::mt19937 random{kSeed};
+    INFO("seed " << kSeed);
+    const auto below = [&](unsigned end) { return static_cast<unsigned>(random() % end); };
+    constexpr std::array<std::pair<unsigned, unsigned>, 10> kLimits{
+        {{0, 0}, {0, 1}, {1, 0}, {1, 1}, {1, 3}, {3, 1}, {4, 4}, {2, 4096}, {4096, 2}, {4096, 4096}}};
+    for (const auto& [flush_keeps, noflush_keeps] : kLimits) {
+        INFO("limits " << flush_keeps << " and " << noflush_keeps);
+        KeptPcids guest{flush_keeps, noflush_keeps};
+        std::vector<unsigned> recent{0};                     // the current one first, each once
+        std::array<unsigned, KeptPcids::kPcids> level_of{};  // where the page would be found
+        for (unsigned step = 0; step < 600; ++step) {
+            INFO("step " << step);
+            const unsigned dice = below(16);
+            const unsigned pcid = below(KeptPcids::kPcids);
+            if (dice == 0) {
+                REQUIRE(guest.invpcid(1, pcid));
+                level_of[pcid] = kWalk;
+            } else if (dice == 1 && below(4) == 0) {
+                REQUIRE(guest.invpcid(3, 0));
+                level_of.fill(kWalk);
+            } else if (dice < 9) {
+                CHECK(guest.level_of_hit() == level_of[recent.front()]);
+                level_of[recent.front()] = kLevel1;
+            } else {
+                const bool flush = below(2) == 0;
+                guest.load(pcid, flush);
+                std::erase(recent, pcid);
+                recent.insert(recent.begin(), pcid);
+                if (flush) level_of[pcid] = kWalk;
+                const unsigned kept = flush ? flush_keeps : noflush_keeps;
+                for (std::size_t i = kept; i < recent.size(); ++i) {
+                    if (level_of[recent[i]] == kLevel1) level_of[recent[i]] = kLevel2;
+                }
+            }
+        }
+        CHECK(guest.level_of_global_hit() == kLevel1);
     }
 }

@@ -27,6 +27,7 @@ ReplayConfig ConfigOptions::effective() const
     if (cpu) options["cpu"] = *cpu;
     if (clock) options["clock"] = *clock;
     if (check) options["check"] = true;
+    if (check_coherence) options["check_coherence"] = true;
     if (audit) options["audit"] = *audit;
     if (limit) options["limit"] = *limit;
     if (skip) options["skip"] = *skip;

@@ -62,6 +62,9 @@ void add_config_options(CLI::App& verb, tool::ConfigOptions& options)
 void add_replay_options(CLI::App& verb, tool::ConfigOptions& options)
 {
     verb.add_flag("--check", options.check, "verify every expectation; print the first ten that do not hold");
+    verb.add_flag("--check-coherence", options.check_coherence,
+                  "compare each translation with a fresh walk: permitted staleness is counted, anything else "
+                  "reported");
     add_number(verb, "--audit", options.audit, "check all invariants every N records");
     add_number(verb, "--limit", options.limit, "replay N records (beyond those skipped)");
     add_number(verb, "--skip", options.skip, "replay the first N records without counting or checking them");

@@ -125,8 +125,8 @@ void print_hardware(std::FILE* out, const ReplayConfig& config, const Statistics
                      [](const auto& one, const auto& other) { return one.first > other.first; });
     std::string most;
     for (std::size_t i = 0; i < causes.size() && i < 5 && causes[i].first > 0; ++i) {
-        most += fmt::format("{}{} {:.1f} %", i == 0 ? "" : ", ", causes[i].second,
-                            share(causes[i].first, total));
+        most +=
+            fmt::format("{}{} {:.1f} %", i == 0 ? "" : ", ", causes[i].second, share(causes[i].first, total));
     }
     fmt::print(out, "{:<15}{} on {}: {}\n", "cycles", grouped(total), config.cpu, most);
 }
@@ -162,9 +162,24 @@ void print_summary(std::FILE* out, const TraceHeader& header, const ReplayConfig
         line("checks", fmt::format("{} expectations, {} mismatches", grouped(total.checks.checked),
                                    grouped(total.checks.mismatched)));
     }
+    if (config.check_coherence) {
+        const StalenessCounts& coherence = total.hardware.coherence;
+        line("coherence",
+             fmt::format("{} translations, {} stale as permitted, {} violations", grouped(coherence.checked),
+                         grouped(coherence.stale()), grouped(coherence.violations)));
+    }
     const double seconds = document.host.seconds;
     line("speed", fmt::format("{:.3f} s, {:.2f} million accesses/s", seconds,
                               seconds > 0 ? static_cast<double>(accesses.total()) / seconds / 1e6 : 0.0));
+}
+
+void print_violations(std::FILE* out, const Replayer& replayer)
+{
+    for (const CoherenceViolation& violation : replayer.violations()) {
+        fmt::print(out, "violation at record {}: {}\n", violation.record, violation.text);
+    }
+    const std::uint64_t more = replayer.total().hardware.coherence.violations - replayer.violations().size();
+    if (more > 0) fmt::print(out, "... and {} more\n", grouped(more));
 }
 
 /// Where the statistics document goes: opened before the replay, so that a bad path is known at once, and
@@ -207,6 +222,7 @@ int replay(const ReplayOptions& options)
     StatisticsFile statistics{options.stats};
     StatisticsDocument document;
     document.config = &configuration;
+    document.coherence = config.check_coherence;
     document.shadow = config.mode != TranslationMode::native;
     const auto write_document = [&] {
         if (!statistics.wanted()) return;
@@ -232,6 +248,7 @@ int replay(const ReplayOptions& options)
         std::FILE* const people = statistics.to_stdout() ? stderr : stdout;
         print_summary(people, reader.header(), config, document);
         print_mismatches(people, replayer);
+        if (config.check_coherence) print_violations(people, replayer);
     } catch (...) {
         document.complete =
             false;  // nothing was replayed: not even the header, or it does not fit the options
@@ -243,7 +260,8 @@ int replay(const ReplayOptions& options)
         fmt::print(stderr, "mmusim: {}\n", ending.error);
         return ending.code;
     }
-    return document.total.checks.mismatched != 0 ? kExpectationFailed : kDone;
+    const bool incoherent = config.check_coherence && document.total.hardware.coherence.violations != 0;
+    return document.total.checks.mismatched != 0 || incoherent ? kExpectationFailed : kDone;
 }
 
 }  // namespace mmusim::tool

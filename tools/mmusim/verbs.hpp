@@ -28,6 +28,7 @@ struct ConfigOptions {
     std::optional<std::string> clock;
     std::vector<std::string> settings;
     bool check = false;
+    bool check_coherence = false;
     std::optional<std::uint64_t> audit;
     std::optional<std::uint64_t> limit;
     std::optional<std::uint64_t> skip;

@@ -97,19 +97,21 @@ public:
 
     // --- what happens to the guest: each call comes when it has happened, in the order of events -----------
 
-    /// Registers or root. A load that also invalidates: first this, then the invalidation. `globals`: CR4.PGE.
+    /// Registers or root. A load that also invalidates: first this, then the invalidation. `globals`:
+    /// CR4.PGE.
     void context(unsigned vcpu, Paging paging, const WalkRules& rules,
                  const WalkRoot<space::GuestPhysical>& root, std::uint64_t pcid, bool globals);
 
     /// Invalidations that the architecture REQUIRES, no others. `name` is kept: a literal.
-    /// INVLPG: the current PCID, with globals. INVPCID type 0: without. A page fault: the current PCID, without.
+    /// INVLPG: the current PCID, with globals. INVPCID type 0: without. A page fault: the current PCID,
+    /// without.
     void invalidated_page(unsigned vcpu, std::uint64_t pcid, LinearAddress address, bool with_globals,
                           std::string_view name);
     void invalidated_pcid(unsigned vcpu, std::uint64_t pcid, std::string_view name);
     void invalidated_all(unsigned vcpu, bool with_globals, std::string_view name);
 
-    /// Guest memory is going to change, within one frame, whoever changes it; it still is as before. What walks
-    /// do to accessed and dirty bits need not be told.
+    /// Guest memory is going to change, within one frame, whoever changes it; it still is as before. What
+    /// walks do to accessed and dirty bits need not be told.
     void before_store(GuestPhysical at, std::span<const std::byte> bytes)
     {
         if (watched_.may_hold(Gfn::of(at))) [[unlikely]]
@@ -168,6 +170,7 @@ private:
         return (key >> 4 ^ (key & 15) << 8) % kAgreements;
     }
     void table_store(GuestPhysical at, std::span<const std::byte> bytes);
+    void sweep_if_due();
     [[nodiscard]] std::optional<Violation> compare(unsigned vcpu, const Access& access, GuestPhysical at);
 
     StalenessCounts counts_;

@@ -167,6 +167,7 @@ private:
     /// TLBs that serve one kind of access, level 1 first.
     struct Chain {
         std::vector<Tlb*> tlbs;
+        std::vector<bool> plain;     ///< of a level: what it evicts concerns no other level
         bool short_cuts = false;     ///< level-1 hits change no more than a short cut does
         bool touches_later = false;  ///< some later level counts level-1 hits as use
         Cycles lookup_cycles = 0;    ///< of level 1

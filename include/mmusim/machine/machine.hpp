@@ -23,10 +23,12 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <boost/container/small_vector.hpp>
 
+#include <mmusim/coherence/coherence_oracle.hpp>
 #include <mmusim/cpu/cpu_profile.hpp>
 #include <mmusim/cpu/mmu.hpp>
 #include <mmusim/p2m/guest_memory.hpp>
@@ -72,6 +74,7 @@ struct MachineConfig {
     ClockKind clock = ClockKind::off;
     unsigned window = 0;              ///< accesses in flight, for ClockKind::window
     bool program_uses_caches = true;  ///< the program's own accesses go through the data caches
+    bool check_coherence = false;     ///< compare each translation with what a fresh walk gives
 };
 
 /// An offset in a segment.
@@ -131,6 +134,7 @@ struct MachineCounters {
     std::vector<TlbCounters> tlbs;        ///< as the profile lists them
     std::array<PagingStructureCacheCounters, kMaxLevels + 1> paging_structure_caches{};  ///< by level
     std::vector<Cycles> cycles;  ///< by label; empty: no clock
+    StalenessCounts coherence;   ///< with MachineConfig::check_coherence
 
     friend bool operator==(const MachineCounters&, const MachineCounters&) = default;
 };
@@ -212,6 +216,14 @@ public:
 
     /// Violated invariants, as sentences.
     [[nodiscard]] std::vector<std::string> audit() const;
+    /// Translations that nothing permits, as sentences, since the last call. With check_coherence.
+    [[nodiscard]] std::vector<std::string> take_violations() { return std::exchange(violations_, {}); }
+    /// Accessed and dirty bits of the 8 bytes at `word` that are clear because of permitted stale
+    /// translations.
+    [[nodiscard]] std::uint64_t left_unset(GuestPhysical word) const
+    {
+        return oracle_ ? oracle_->left_unset(word) : 0;
+    }
 
 private:
     struct Vcpu {
@@ -274,6 +286,10 @@ private:
     void system_instruction(Label label, Cycles cycles);
     /// Drops what is cached of a page that is going to fault.
     void drop_before_fault(unsigned vcpu, LinearAddress address);
+    /// The guest sees a page fault: what it takes, and drops.
+    void raise_page_fault(unsigned vcpu, LinearAddress address);
+    void tell_oracle_of_load(unsigned vcpu, const Registers& old, Load what);
+    void check_coherence(unsigned vcpu, const Access& access, GuestPhysical found);
     void forget(Gfn frame);
     [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;
     [[nodiscard]] static Access access_of(const Operand& operand, LinearAddress address);
@@ -317,6 +333,8 @@ private:
     std::optional<Clock> clock_;
     Flight flight_;
     std::uint64_t gap_ = 0;
+    std::unique_ptr<CoherenceOracle> oracle_;
+    std::vector<std::string> violations_;
     std::unique_ptr<ShadowEngine> shadow_;
     std::vector<Vcpu> vcpus_;
     std::vector<PageAccess> pages_;    ///< of the instruction under way

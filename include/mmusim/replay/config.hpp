@@ -34,6 +34,7 @@ struct ReplayConfig {
     ClockKind clock = ClockKind::blocking;
     unsigned window = 0;                 ///< accesses in flight, for ClockKind::window
     bool program_uses_caches = true;     ///< the program's own accesses go through the data caches
+    bool check_coherence = false;        ///< compare each translation with what a fresh walk gives
     bool check = false;                  ///< verify the trace's expectations
     std::uint64_t audit = 0;             ///< check all invariants every so many records; 0: never
     std::uint64_t skip = 0;              ///< records that are replayed, but neither counted nor checked

@@ -36,6 +36,12 @@ struct Mismatch {
     std::string happened;
 };
 
+/// A translation that nothing permits: some event should have removed it from a cache.
+struct CoherenceViolation {
+    std::uint64_t record = 0;  ///< 1 is the first after the header
+    std::string text;
+};
+
 /// What `--audit` found.
 struct AuditFailure : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -60,6 +66,9 @@ public:
     [[nodiscard]] const std::vector<Phase>& phases() const { return phases_; }
     /// The first ones.
     [[nodiscard]] const std::vector<Mismatch>& mismatches() const { return mismatches_; }
+
+    /// The first ones.
+    [[nodiscard]] const std::vector<CoherenceViolation>& violations() const { return violations_; }
 
     [[nodiscard]] Machine& machine() { return machine_; }
     [[nodiscard]] const Machine& machine() const { return machine_; }
@@ -86,6 +95,8 @@ private:
     /// Counts, completes and checks one access whose translation is known.
     void complete(const AccessRecord& access, const Placed& placed);
     void fail(const AccessRecord& access, const Exception& exception);
+    /// Of the 8 bytes at `at`: bits that are clear because of permitted stale translations.
+    [[nodiscard]] std::uint64_t left_unset(GuestPhysical at) const;
     void check_placed(const AccessRecord& access, const Placed& placed);
     void check_content(const AccessRecord& access, const Placed& placed);
     void check_exception(const std::optional<ExpectedFault>& expected,
@@ -98,6 +109,7 @@ private:
     /// Everything counted so far, skipped records and resets included.
     [[nodiscard]] Statistics counted() const;
     void end_phase();
+    void collect_violations();
 
     ReplayConfig config_;
     TraceHeader header_;
@@ -113,6 +125,7 @@ private:
     bool phase_has_records_ = false;
     std::vector<Phase> phases_;
     std::vector<Mismatch> mismatches_;
+    std::vector<CoherenceViolation> violations_;
     Execution execution_;
     std::vector<Operand> operands_;
 };

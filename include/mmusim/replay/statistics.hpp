@@ -29,6 +29,8 @@ struct Statistics {
     struct Checks {
         std::uint64_t checked = 0;     ///< expectations, each counted once
         std::uint64_t mismatched = 0;  ///< of these, how many did not hold
+        /// Held but for accessed or dirty bits that permitted stale translations have left clear.
+        std::uint64_t stale = 0;
 
         friend bool operator==(const Checks&, const Checks&) = default;
     };
@@ -66,6 +68,7 @@ struct StatisticsDocument {
     const nlohmann::ordered_json* config = nullptr;
     std::string trace_name;
     std::string trace_sha256;               ///< of the file as it is stored; empty: not known
+    bool coherence = false;                 ///< translations were compared with fresh walks
     bool shadow = true;                     ///< a shadow mode: the document has shadow counters
     std::shared_ptr<const CpuProfile> cpu;  ///< whose TLBs were counted
     CycleLabels labels;                     ///< of the cycles

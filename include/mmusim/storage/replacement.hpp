@@ -9,6 +9,7 @@
 // does not: then each hit costs a virtual call, and the caller takes no short cuts.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -66,6 +67,16 @@ public:
 
     /// False: `hit` has to be called for each hit.
     [[nodiscard]] bool touch_is_enough() const { return !touches_.empty(); }
+    /// The victim, without a call where the policy's rule is a plain one.
+    [[nodiscard]] unsigned find_victim(unsigned set, WayRange candidates)
+    {
+        switch (victim_rule_) {
+        case VictimRule::oldest: return oldest(set, candidates);
+        case VictimRule::clear_bit: return clear_bit(set, candidates);
+        case VictimRule::asked: break;
+        }
+        return victim(set, candidates);
+    }
     /// A hit, by whichever of the two ways the policy has.
     void on_hit(unsigned set, unsigned way)
     {
@@ -109,13 +120,36 @@ public:
 
 protected:
     void stamp(unsigned set, unsigned way) { stamps_[std::size_t{set} * ways_ + way] = ++*clock_; }
-    [[nodiscard]] unsigned oldest(unsigned set, WayRange candidates) const;
+    enum class VictimRule : std::uint8_t { asked, oldest, clear_bit };
+
+    /// The candidate stamped longest ago.
+    [[nodiscard]] unsigned oldest(unsigned set, WayRange candidates) const
+    {
+        const std::uint64_t* const stamps = &stamps_[std::size_t{set} * ways_];
+        unsigned found = candidates.first;
+        std::uint64_t first = stamps[found];
+        for (unsigned way = found + 1; way < candidates.first + candidates.count; ++way) {
+            const bool older = stamps[way] < first;
+            found = older ? way : found;
+            first = older ? stamps[way] : first;
+        }
+        return found;
+    }
+    /// The lowest candidate whose bit of the word is clear; the lowest of all if none is.
+    [[nodiscard]] unsigned clear_bit(unsigned set, WayRange candidates) const
+    {
+        const std::uint64_t ways =
+            candidates.count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << candidates.count) - 1;
+        const std::uint64_t clear = ~words_[set] & (ways << candidates.first);
+        return clear == 0 ? candidates.first : static_cast<unsigned>(std::countr_zero(clear));
+    }
 
     unsigned ways_;
     ZeroedArray<std::uint64_t> words_;   ///< by set
     ZeroedArray<std::uint64_t> stamps_;  ///< by set and way: when it was last stamped
     std::vector<Touch> touches_;         ///< by way; empty: `hit` must be called
     bool stamps_on_hit_ = false;
+    VictimRule victim_rule_ = VictimRule::asked;
     bool fill_is_touch_ = false;  ///< a fill touches and stamps, and needs no call of `filled`
 
 private:

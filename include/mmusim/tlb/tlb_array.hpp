@@ -239,21 +239,28 @@ inline TlbArray::Insertion TlbArray::insert(TlbTag tag, const TlbContent& conten
     if (done.entry == kNone) {
         const unsigned row = row_of(first);
         const unsigned begin = row * row_ways_;
-        done = {begin + replacement_->victim(row, {first - begin, view.ways}), true};
+        done = {begin + replacement_->find_victim(row, {first - begin, view.ways}), true};
         if (evicted != nullptr) *evicted = {tags_[done.entry], contents_[done.entry]};
     }
     TlbContent& place = contents_[done.entry];
-    if (const TlbTag old = tags_[done.entry]; old.valid()) {
-        --live_[static_cast<std::size_t>(old.kind())];
+    const TlbTag old = tags_[done.entry];
+    if (!old.valid()) {
+        --free_;
+        ++live_[kind];
+    } else {
         fragments_ -= place.attributes.fragment() ? 1 : 0;
-        ++free_;
+        if (old.kind() != tag.kind()) {
+            --live_[static_cast<std::size_t>(old.kind())];
+            ++live_[kind];
+        }
     }
     tags_[done.entry] = tag;
     prints_[done.entry] = print;
-    place = content;
+    place.frame = content.frame;
+    place.origin = content.origin;
+    place.ready_at = content.ready_at;
+    place.attributes = content.attributes;
     place.id = ++next_id_;
-    --free_;
-    ++live_[kind];
     fragments_ += content.attributes.fragment() ? 1 : 0;
     const unsigned row = row_of(done.entry);
     replacement_->on_fill(row, done.entry - row * row_ways_);
