@@ -70,6 +70,7 @@ struct Setup {
     const char* cpu;
     ClockKind clock;
     mmusim::TranslationMode mode = mmusim::TranslationMode::native;
+    bool coherence = false;
 };
 
 void recorded_kernel(benchmark::State& state, const Setup& setup)
@@ -80,6 +81,7 @@ void recorded_kernel(benchmark::State& state, const Setup& setup)
     config.cpu = setup.cpu;
     config.clock = setup.clock;
     config.window = setup.clock == ClockKind::window ? 16 : 0;
+    config.check_coherence = setup.coherence;
     std::uint64_t accesses = 0;
     for (auto _ : state) {
         mmusim::Replayer replayer{trace.header, config, mmusim::builtin_shadow_policies()};
@@ -158,6 +160,12 @@ BENCHMARK_CAPTURE(recorded_kernel, golden_cove_shadow_clock_off,
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(recorded_kernel, golden_cove_shadow_blocking,
                   Setup{"golden_cove", ClockKind::blocking, kShadow})
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(recorded_kernel, golden_cove_check_coherence,
+                  Setup{"golden_cove", ClockKind::off, mmusim::TranslationMode::native, true})
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(recorded_kernel, golden_cove_shadow_check_coherence,
+                  Setup{"golden_cove", ClockKind::blocking, kShadow, true})
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(recorded_kernel, none_clock_off, Setup{"none", ClockKind::off})
     ->Unit(benchmark::kMillisecond);

@@ -47,19 +47,19 @@ function count(path,   n, text) {  # 1234567 -> 1,234,567
     }
     return n text
 }
-function row(a, b, c, d, e, f, g, h) {
-    printf "%-24s  %-6s  %9s  %12s  %13s  %14s  %10s  %10s\n", a, b, c, d, e, f, g, h
+function row(a, b, c, d, e, f, g, h, i) {
+    printf "%-24s  %-6s  %9s  %12s  %13s  %9s  %10s  %10s  %12s\n", a, b, c, d, e, f, g, h, i
 }
 function finish() {
     if (!started) return
     row(value["trace.name"], shown_mode, count("accesses.total"), count("guest_faults"), count("shadow.fault"),
-        count("shadow.alloc_count"), count("checks.mismatched"), count("host.accesses_per_second"))
+        count("walks.count"), count("cycles.total"), count("checks.mismatched"), count("host.accesses_per_second"))
     if (value["checks.mismatched"] != "0" || value["complete"] != "true") bad = 1
     split("", value)
 }
 BEGIN {
-    row("trace", "mode", "accesses", "guest faults", "shadow faults", "shadow pages", "mismatches", "speed")
-    row("", "", "(count)", "(#PF)", "(count)", "(in use at end)", "(count)", "(accesses/s)")
+    row("trace", "mode", "accesses", "guest faults", "shadow faults", "TLB walks", "time", "mismatches", "speed")
+    row("", "", "(count)", "(#PF)", "(count)", "(count)", "(cycles)", "(count)", "(accesses/s)")
 }
 FNR == 1 { finish(); started = 1; shown_mode = mode }
 match($0, /^ *"[^"]*": /) {
