@@ -94,7 +94,9 @@ Mmu::Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, con
             continue;
         }
         for (Tlb& tlb : tlbs_) {
-            if (tlb.spec().name == spec.stored_in) psc.array = tlb.array_of(EntryKind::pde);
+            if (tlb.spec().name != spec.stored_in) continue;
+            psc.array = tlb.array_of(EntryKind::pde);
+            psc.owner = &tlb;
         }
     }
 }
@@ -290,9 +292,22 @@ Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& acc
         content.ready_at = load.ready;
         const TlbTag tag{EntryKind::pde, page_number(access.address, Mode.shift(load.level)), context_.pcid,
                          false};
-        psc.array->insert(tag, content, nullptr, !fresh && first == 0);
+        TlbArray::Evicted evicted;
+        const bool absent = !fresh && first == 0;
+        const bool made_room =
+            psc.array->insert(tag, content, psc.owner != nullptr ? &evicted : nullptr, absent).evicted;
+        if (made_room && psc.owner != nullptr) evicted_by_pde(*psc.owner, evicted);
     }
     return walked;
+}
+
+void Mmu::evicted_by_pde(Tlb& owner, const TlbArray::Evicted& evicted)
+{
+    ++owner.counters.evictions;
+    if (owner.spec().inclusion != Inclusion::inclusive) return;
+    for (Tlb& other : tlbs_) {
+        if (other.spec().level < owner.spec().level) other.drop_overlapping(evicted);
+    }
 }
 
 void Mmu::spend_loads(Loads& loads, std::size_t& from, Passage& passage)
@@ -446,11 +461,6 @@ void Mmu::invpcid_context(unsigned pcid)
     drop_pscs(pcid);
 }
 
-void Mmu::drop_context()
-{
-    invpcid_context(context_.pcid);
-}
-
 void Mmu::drop_everything(bool with_globals)
 {
     for (Tlb& tlb : tlbs_) tlb.drop_all(with_globals);
@@ -463,7 +473,7 @@ void Mmu::cr3_loaded(unsigned old, bool pcids_in_use, bool flushing)
         drop_everything(false);
         return;
     }
-    if (flushing) drop_context();
+    if (flushing) invpcid_context(context_.pcid);
     for (Tlb& tlb : tlbs_) tlb.pcid_loaded(old, context_.pcid, flushing);
 }
 

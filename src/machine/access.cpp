@@ -95,7 +95,8 @@ Machine::Step Machine::faulted(const PageFault& fault)
 
 void Machine::take_off(std::uint64_t gap)
 {
-    flight_.issued = clock_->issue(gap);
+    clock_->pass(gap);
+    flight_.issued = clock_->issue();
     flight_.passage = Passage{flight_.issued};
 }
 
@@ -217,8 +218,10 @@ inline Result<Placed, Exception> Machine::access_one_page(unsigned index, const 
 Result<Placed, Exception> Machine::access(unsigned index, const Operand& operand)
 {
     const auto address = locate(index, operand);
-    if (!address) [[unlikely]]
+    if (!address) [[unlikely]] {
+        gap(operand.gap);
         return address.error();
+    }
     if (address->offset_in_page() + operand.bytes <= kPageBytes) [[likely]] {
         const Access access = access_of(operand, *address);
         return clock_ ? access_one_page<true>(index, access, operand.bytes, operand.gap)
@@ -284,7 +287,10 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
         bool emulating = false;
         for (std::size_t i = 0; i < pages_.size();) {
             const bool second_page = i > 0 && same_operand(i, i - 1);
-            if (clock_ && !second_page && !emulating) take_off(std::exchange(gaps_[pages_[i].operand], 0));
+            if (clock_ && !second_page) {
+                const std::uint64_t before = std::exchange(gaps_[pages_[i].operand], 0);
+                emulating ? gap(before) : take_off(before);
+            }
             Access access = pages_[i].access;
             if (!completes && i < faulting && access.kind == AccessKind::write)
                 access.kind = AccessKind::read;
@@ -342,7 +348,11 @@ void Machine::execute(unsigned index, std::span<const Operand> operands, Restart
         if (faulted < pages_.size()) {
             result.fault = exception_;
             reached = pages_[faulted].operand;
+        } else if (result.fault) {
+            gap(operands[reached].gap);
         }
+    } else if (result.fault) {
+        gap(operands[reached].gap);
     }
     std::size_t page = 0;
     for (std::uint32_t i = 0; i < reached; ++i) {

@@ -240,7 +240,7 @@ void Machine::flush_hardware(unsigned index)
 
 void Machine::system_instruction(Label label, Cycles cycles)
 {
-    if (clock_) clock_->serialize(label, cycles, std::exchange(gap_, 0));
+    if (clock_) clock_->serialize(label, cycles);
 }
 
 template <class Work>
@@ -379,11 +379,8 @@ void Machine::flush_natively(unsigned index, const Registers& old, FlushScope du
 {
     const Registers& now = vcpus_[index].registers;
     Mmu& mmu = *vcpus_[index].mmu;
-    if (due == FlushScope::everything) {
-        mmu.drop_everything(true);
-    } else if (due == FlushScope::current_pcid) {
-        mmu.drop_context();
-    }
+    // Of what concerns one PCID the manual does not say whether its globals count: everything is legal.
+    if (due != FlushScope::none) mmu.drop_everything(true);
     const InstructionSpec& costs = timing().instructions;
     if (what == Load::control) {
         system_instruction(CycleLabels::kMovCr, costs.mov_cr);
@@ -433,6 +430,7 @@ std::optional<Exception> Machine::wrmsr(unsigned vcpu, std::uint32_t msr, std::u
     if (value >> 32 != 0) return general_protection("IA32_PKRS bits 63:32 are reserved");
     vcpus_[vcpu].registers.pkrs = static_cast<std::uint32_t>(value);
     refresh(vcpu);
+    system_instruction(CycleLabels::kMovCr, timing().instructions.mov_cr);  // no hypervisor is asked
     return std::nullopt;
 }
 
@@ -501,6 +499,7 @@ void Machine::drop_before_fault(unsigned vcpu, LinearAddress address)
 std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
 {
     const Registers& registers = vcpus_[vcpu].registers;
+    if (!registers.long_mode()) address = LinearAddress{address.value() & 0xffff'ffff};
     if (registers.cpl != 0) return general_protection(kPrivileged);
     if (shadow_) shadow_->count_invlpg();
     // Not canonical: no operation.
@@ -531,6 +530,7 @@ std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std
         return Exception{Vector::undefined_opcode, 0, {}, "INVPCID needs the feature invpcid"};
     }
     if (registers.cpl != 0) return general_protection(kPrivileged);
+    if (!registers.long_mode()) address = LinearAddress{address.value() & 0xffff'ffff};
     if (type > 3) return general_protection("INVPCID has no such type");
     if (pcid > cr3::kPcid) return general_protection("a PCID has 12 bits");
     const auto kind = static_cast<InvpcidType>(type);

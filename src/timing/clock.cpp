@@ -47,10 +47,21 @@ Clock::Clock(ClockKind kind, unsigned window, unsigned issue_width, std::size_t 
 {
 }
 
-Cycles Clock::issue(std::uint64_t gap)
+void Clock::pass(std::uint64_t instructions)
 {
-    if (kind_ != ClockKind::window) return retired_ + gap_cycles(gap);
-    slot_ = std::max(slot_ + gap, retirements_[oldest_] * width_);
+    if (instructions == 0) return;
+    if (kind_ != ClockKind::window) {
+        advance(CycleLabels::kInstructions, retired_ + cycles_of(instructions));
+        return;
+    }
+    slot_ += instructions;
+    passed_ = cycles_of(slot_);
+}
+
+Cycles Clock::issue()
+{
+    if (kind_ != ClockKind::window) return retired_;
+    slot_ = std::max(slot_, retirements_[oldest_] * width_);
     return slot_++ / width_;
 }
 
@@ -63,11 +74,11 @@ void Clock::retire(Cycles issued, const Passage& passage)
     if (++oldest_ == retirements_.size()) oldest_ = 0;
 }
 
-void Clock::serialize(Label label, Cycles cycles, std::uint64_t gap)
+void Clock::serialize(Label label, Cycles cycles)
 {
-    advance(CycleLabels::kInstructions, retired_ + gap_cycles(gap));
+    advance(CycleLabels::kInstructions, passed_);
     advance(label, retired_ + cycles);
-    slot_ = std::max(slot_, retired_ * width_);
+    slot_ = retired_ * width_;
 }
 
 }  // namespace mmusim

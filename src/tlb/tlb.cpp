@@ -110,7 +110,6 @@ void Tlb::drop_all(bool with_globals)
             return tag.kind() != EntryKind::pde && (with_globals || !tag.global());
         });
     }
-    recent_pcids_.clear();
 }
 
 void Tlb::reset()
@@ -150,16 +149,16 @@ void Tlb::pcid_loaded(unsigned old, unsigned pcid, bool flushing)
 {
     if (spec_.pcids_kept_flush >= kPcids && spec_.pcids_kept_noflush >= kPcids) return;
     const unsigned kept = flushing ? spec_.pcids_kept_flush : spec_.pcids_kept_noflush;
-    if (recent_pcids_.empty()) recent_pcids_.push_back(old);
-    const auto known = std::find(recent_pcids_.begin(), recent_pcids_.end(), pcid);
-    if (known != recent_pcids_.end()) recent_pcids_.erase(known);
-    recent_pcids_.insert(recent_pcids_.begin(), pcid);
+    for (const unsigned current : {old, pcid}) {
+        std::erase(recent_pcids_, current);
+        recent_pcids_.insert(recent_pcids_.begin(), current);
+    }
     if (recent_pcids_.size() <= kept) return;
-    recent_pcids_.resize(kept);
+    const auto first_dropped = recent_pcids_.begin() + kept;
     for (TlbArray& array : arrays_) {
         array.remove_if([&](TlbTag tag, const TlbContent&) {
             return tag.kind() != EntryKind::pde && !tag.global() &&
-                   std::find(recent_pcids_.begin(), recent_pcids_.end(), tag.pcid()) == recent_pcids_.end();
+                   std::find(first_dropped, recent_pcids_.end(), tag.pcid()) != recent_pcids_.end();
         });
     }
 }

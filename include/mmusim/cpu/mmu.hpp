@@ -113,8 +113,6 @@ public:
     void drop_everything(bool with_globals);
     /// MOV CR3 has been loaded (`load` was called); `old` was the PCID before. `flushing`: not bit 63.
     void cr3_loaded(unsigned old, bool pcids_in_use, bool flushing);
-    /// All of the current PCID that is not global.
-    void drop_context();
     /// A page fault was raised at the address.
     void page_fault(LinearAddress address);
 
@@ -161,6 +159,7 @@ private:
     static_assert(sizeof(ShortCut) == 64);
     struct Psc {
         TlbArray* array = nullptr;
+        Tlb* owner = nullptr;  ///< the TLB that the array is part of, if it is
         unsigned shift = 0;
         PagingStructureCacheCounters counters;
     };
@@ -201,6 +200,7 @@ private:
     /// Fills the page into level `u` of the chain; what makes room goes where the profile says. `absent`: the
     /// level is known to hold no entry of that page.
     Tlb::Match fill(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent);
+    void evicted_by_pde(Tlb& owner, const TlbArray::Evicted& evicted);
     void take_short_cut(const Chain& chain, const Access& access, const Tlb::Match& match);
     void drop_address(LinearAddress address);
     void drop_pscs_of(unsigned pcid, LinearAddress address);

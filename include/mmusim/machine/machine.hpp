@@ -161,8 +161,11 @@ public:
     void store(const Placed& placed, std::span<const std::byte> bytes);
     void load(const Placed& placed, std::span<std::byte> bytes) const;
 
-    /// Instructions that retire before the vCPU's next register load or invalidation; for the clock.
-    void gap(std::uint64_t instructions) { gap_ = instructions; }
+    /// Instructions that pass before what comes next; for the clock. (An operand brings its own.)
+    void gap(std::uint64_t instructions)
+    {
+        if (clock_) clock_->pass(instructions);
+    }
 
     /// Each returns the exception instead of which nothing else happened.
     [[nodiscard]] std::optional<Exception> mov_cr0(unsigned vcpu, std::uint64_t value);
@@ -332,7 +335,6 @@ private:
     CycleLabels labels_;
     std::optional<Clock> clock_;
     Flight flight_;
-    std::uint64_t gap_ = 0;
     std::unique_ptr<CoherenceOracle> oracle_;
     std::vector<std::string> violations_;
     std::unique_ptr<ShadowEngine> shadow_;

@@ -108,13 +108,14 @@ public:
     /// `window`: the accesses that may be in flight.
     Clock(ClockKind kind, unsigned window, unsigned issue_width, std::size_t labels);
 
-    /// The time at which the next access is issued, `gap` instructions after what stands before it.
-    [[nodiscard]] Cycles issue(std::uint64_t gap);
+    /// So many instructions pass.
+    void pass(std::uint64_t instructions);
+    /// The time at which the next access is issued.
+    [[nodiscard]] Cycles issue();
     /// The access that was issued last has gone this way and retires.
     void retire(Cycles issued, const Passage& passage);
-    /// Something that is no access: takes `cycles` after everything before it and a gap of instructions, and
-    /// holds up everything after.
-    void serialize(Label label, Cycles cycles, std::uint64_t gap = 0);
+    /// Something that is no access: takes `cycles` after everything before it, and holds up everything after.
+    void serialize(Label label, Cycles cycles);
 
     /// When the last thing retired.
     [[nodiscard]] Cycles now() const { return retired_; }
@@ -122,7 +123,7 @@ public:
     [[nodiscard]] const std::vector<Cycles>& by() const { return by_; }
 
 private:
-    [[nodiscard]] Cycles gap_cycles(std::uint64_t gap) const { return (gap + width_ - 1) / width_; }
+    [[nodiscard]] Cycles cycles_of(std::uint64_t slots) const { return (slots + width_ - 1) / width_; }
     void advance(Label label, Cycles until)
     {
         if (until <= retired_) return;
@@ -135,6 +136,7 @@ private:
     Cycles retired_ = 0;
     std::vector<Cycles> by_;
     std::uint64_t slot_ = 0;           ///< window: the next free issue slot, counted from time 0
+    Cycles passed_ = 0;                ///< window: when the instructions that passed last are over
     std::vector<Cycles> retirements_;  ///< window: of the last accesses, a ring
     std::size_t oldest_ = 0;
 };

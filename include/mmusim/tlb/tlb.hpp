@@ -106,7 +106,7 @@ private:
     std::vector<Probe> probes_;     ///< pages alone, in the order of search
     std::array<Place, 32> places_;  ///< by log2 of the page's bytes
     bool searches_by_size_ = true;
-    std::vector<unsigned> recent_pcids_;  ///< most recent first; those that may have entries here
+    std::vector<unsigned> recent_pcids_;  ///< most recent first
 };
 
 inline Tlb::Match Tlb::find(LinearAddress address, unsigned pcid)

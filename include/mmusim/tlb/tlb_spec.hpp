@@ -68,7 +68,7 @@ struct TlbSpec {
     Inclusion inclusion = Inclusion::neither;
     bool refills = true;                   ///< a hit here fills the levels before it
     bool takes_evictions = false;          ///< what the level before it evicts is filled in here
-    bool touched_by_earlier_hits = false;  ///< a hit in a level before it counts as use here too
+    bool touched_by_earlier_hits = false;  ///< a hit in level 1 counts as use here too
     bool splinters = false;  ///< a page larger than any kind here is held as fragments of the largest
     /// After MOV CR3 the entries of so many most recently used PCIDs stay, the new one included: for a
     /// load that flushes, and one with bit 63 set.
