@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Replay of a recorded kernel from memory: what an access costs without reading the trace. items/s are
-// accesses a second.
+// Replay of a recorded kernel from memory, record by record, every access walked: what an access costs
+// without reading the trace. items/s are accesses a second. (With TLBs and clock: hardware_bench.)
 #include <benchmark/benchmark.h>
 
 #include <string>
@@ -33,6 +33,8 @@ void replay(benchmark::State& state, const std::string& name, mmusim::Translatio
     mmusim::ReplayConfig config;
     config.mode = mode;
     config.policy = policy;
+    config.cpu = "none";
+    config.clock = mmusim::ClockKind::off;
     std::uint64_t accesses = 0;
     for (auto _ : state) {
         mmusim::Replayer replayer{trace.header, config, mmusim::builtin_shadow_policies()};

@@ -133,10 +133,14 @@ struct CoherenceOracle::State {
 
     State(const GuestMemory& guest, const GuestRam& ram, std::size_t count, std::size_t sweep_limit,
           detail::FrameFilter& watched)
-        : memory{guest}, journal{guest, ram, watched}, vcpus(count), sweep_after{sweep_limit}
+        : memory{guest}
+        , journal{guest, ram, watched}
+        , vcpus(count)
+        , rules(1)
+        , views(std::min<std::size_t>(16 + 4 * count, 64))
+        , sweep_after{sweep_limit}
+        , next_sweep{sweep_limit}
     {
-        next_sweep = sweep_after;
-        rules.emplace_back();
     }
 
     [[nodiscard]] Time tick(const StalenessCounts& counts)
@@ -160,7 +164,7 @@ struct CoherenceOracle::State {
     TableJournal journal;
     std::vector<Vcpu> vcpus;
     std::vector<EntryRules> rules;  ///< each that there was; the first is of no mode
-    std::array<View, 16> views;     ///< the last ones
+    std::vector<View> views;        ///< the last ones
     std::size_t next_view = 0;
     std::uint64_t last_number = kPagingOff;
     Time time = 0;
@@ -190,7 +194,7 @@ void CoherenceOracle::reset()
     State& state = *state_;
     state.journal.reset();
     for (State::Vcpu& vcpu : state.vcpus) vcpu = State::Vcpu{};
-    state.views.fill({});
+    std::fill(state.views.begin(), state.views.end(), State::View{});
     state.time = state.loaded_at = 0;
     state.next_sweep = state.sweep_after;
     state.unset.clear();

@@ -178,16 +178,15 @@ bool PathSearch::global_may_be_cached() const
     const Flush last = history_->last_global_flush(answer_->access.address, shift);
     const auto readable_around = [&](Time time) {
         Interval era = space_->era(time);
-        era.start = std::max(era.start, history_->empty_since());
         // INVLPG drops the upper entries too, but those of its own PCID alone.
         if (last.page && last.pcid == path_.pcid) era.start = std::max(era.start, last.time);
         return readable_within(era, last.time);
     };
-    // All reads lie in one era. It holds the beginning of the version that began last, or the end of the one
-    // that ended first, or it lies between the two; then the last one with the root will do, for each format.
+    // All reads lie in one era: that in which the last of the versions began, or one that began after it and
+    // before any of them ended. Of those the last one with the root will do, for each format.
+    if (readable_around(newest_start_)) return true;
     Time first_end = kForever;
     for (const Path::Step& step : path_.steps) first_end = std::min(first_end, step.version.end);
-    if (readable_around(newest_start_) || readable_around(first_end - 1)) return true;
     const auto& formats = history_->formats();
     for (std::size_t i = 0; i < formats.size(); ++i) {
         const Time until = std::min(first_end, i + 1 < formats.size() ? formats[i + 1].start : kForever);

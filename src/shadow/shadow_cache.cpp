@@ -24,13 +24,14 @@ Mfn frame_in(std::uint64_t entry)
     return Mfn{(entry & pte::kFrame) >> kPageShift};
 }
 
-/// Whether a cached copy of `old` permits or answers what `now` does not.
+/// Whether a cached copy of `old` permits or answers what `now` does not. (A page that becomes the user's may
+/// be closed to the supervisor, by SMAP and SMEP.)
 bool takes_away(std::uint64_t old, std::uint64_t now)
 {
     if ((old & pte::kPresent) == 0) return false;
-    constexpr std::uint64_t kSame = pte::kPresent | pte::kFrame | pte::kKey | pte::kPageSize;
-    constexpr std::uint64_t kGrants = pte::kWritable | pte::kUser;
-    return ((old ^ now) & kSame) != 0 || (old & ~now & kGrants) != 0 || (now & ~old & pte::kNoExecute) != 0;
+    constexpr std::uint64_t kSame = pte::kPresent | pte::kFrame | pte::kKey | pte::kPageSize | pte::kUser;
+    return ((old ^ now) & kSame) != 0 || (old & ~now & pte::kWritable) != 0 ||
+           (now & ~old & pte::kNoExecute) != 0;
 }
 
 bool maps_writable(std::uint64_t entry)

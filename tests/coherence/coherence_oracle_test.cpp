@@ -388,7 +388,7 @@ TEST_CASE("coherence: upper entries may be older than lower ones", "[coherence]"
     CHECK(guest.ask(page(5), page(0x29)) == Verdict::stale);
     CHECK(guest.ask(page(5), page(0x2a)) == Verdict::right);
     guest.invlpg(page(5));
-    for (const std::uint64_t frame : {0x25, 0x26, 0x28, 0x29}) {
+    for (const unsigned frame : {0x25u, 0x26u, 0x28u, 0x29u}) {
         CHECK(guest.ask(page(5), page(frame)) == Verdict::violation);
     }
     CHECK(guest.ask(page(5), page(0x2a)) == Verdict::right);
@@ -568,6 +568,31 @@ TEST_CASE("coherence: a global translation is of one time between flushes", "[co
     guest.oracle.invalidated_pcid(0, 0, "MOV CR3");
     guest.entry(kL1, 7, leaf(0x27) | G);
     CHECK(guest.ask(page(7), page(0x27)) == Verdict::violation);
+}
+
+TEST_CASE("coherence: a load and its flush are one event", "[coherence]")
+{
+    // PCID 1 has cached an upper entry that is gone. As the MOV CR3 that comes back to PCID 1 drops it, no
+    // global page is cached by way of it.
+    OracleGuest guest;
+    build(guest, kRoot);
+    build(guest, kOther);
+    guest.load(with_pcid(kRoot, 1));
+    guest.load(with_pcid(kOther, 2));
+    guest.entry(kL2, 0, 0);
+    guest.entry(kL1, 7, leaf(0x27) | G);
+    guest.load(with_pcid(kRoot, 1));
+    SECTION("with the flush")
+    {
+        guest.oracle.invalidated_pcid(0, 1, "MOV CR3");
+        CHECK(guest.ask(page(7), page(0x27)) == Verdict::violation);
+    }
+    SECTION("a flush of its own, after an access")
+    {
+        CHECK(guest.ask(page(7), page(0x27)) == Verdict::stale);
+        guest.oracle.invalidated_pcid(0, 1, "INVPCID");
+        CHECK(guest.ask(page(7), page(0x27)) == Verdict::stale);
+    }
 }
 
 // --- accessed and dirty ---------------------------------------------------------------------------------
@@ -800,12 +825,27 @@ TEST_CASE("coherence: what was right is looked at again after a sweep", "[cohere
     guest.map(5, leaf(0x25));
     guest.load(registers_for(Paging::four_level, kOther));
     guest.oracle.invalidated_pcid(0, 0, "MOV CR3");
-    for (std::uint64_t i = 0; i < 1000; ++i) guest.entry(kOther + 3, static_cast<unsigned>(i % 512), leaf(i));
+    for (unsigned i = 0; i < 1000; ++i) guest.entry(kOther + 3, i % 512, leaf(i, P | W));  // never accessed
     guest.entry(kL1, 5, leaf(0x35));  // nobody watches that table now
     guest.load(registers_for(Paging::four_level, kRoot));
     guest.oracle.invalidated_pcid(0, 0, "MOV CR3");
     CHECK(guest.ask(page(5), page(0x25)) == Verdict::violation);
     CHECK(guest.ask(page(5), page(0x35)) == Verdict::right);
+}
+
+TEST_CASE("coherence: a sweep does not make entries older than they are", "[coherence]")
+{
+    // Page 7 has had no table since before its L1 entry, which another address leads to as well, became
+    // global.
+    LongGuest guest{1, 100};
+    guest.entry(kL2, 1, table(kL1));
+    guest.entry(kL2, 0, 0);
+    guest.oracle.invalidated_pcid(0, 0, "MOV CR3");
+    guest.entry(kL1, 7, leaf(0x27) | G);
+    guest.oracle.invalidated_pcid(0, 0, "MOV CR3");
+    for (unsigned i = 0; i < 1000; ++i) guest.entry(kL1, 100 + i % 100, leaf(i));
+    CHECK(guest.ask(page(7), page(0x27)) == Verdict::violation);
+    CHECK(guest.ask(0x20'0000 + page(7), page(0x27)) == Verdict::right);
 }
 
 TEST_CASE("coherence: counts add up", "[coherence]")

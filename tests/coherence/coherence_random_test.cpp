@@ -727,7 +727,7 @@ TEST_CASE("coherence: random guests with frequent sweeps", "[coherence]")
 TEST_CASE("coherence: many random guests", "[coherence][slow]")
 {
     for (const Paging paging : kModes) {
-        run_programs(paging, 10'001, 400, 60, CoherenceOracle::kSweepAfter);
-        run_programs(paging, 20'001, 400, 60, 4);
+        run_programs(paging, 10'001, 200, 60, CoherenceOracle::kSweepAfter);
+        run_programs(paging, 20'001, 200, 60, 4);
     }
 }

@@ -10,7 +10,7 @@
 // it holds TLBs, paging-structure caches and shadow policies to the same rule, and shows guests that forget
 // a flush.
 //
-// Left out: faults (a spurious one is not noticed), device memory with side effects.
+// Left out: faults (a spurious one is not noticed).
 #pragma once
 
 #include <array>
@@ -82,7 +82,7 @@ public:
         std::string text;  ///< for people, in a line
     };
 
-    /// Changes of tables that are kept, at least, before those are looked for that nobody can need any more.
+    /// So many changes of tables are kept before it is looked for those that nobody can need any more.
     static constexpr std::size_t kSweepAfter = std::size_t{1} << 16;
 
     /// `memory` is the guest's, `ram` says where it has frames; both must outlive the oracle.
@@ -97,14 +97,13 @@ public:
 
     // --- what happens to the guest: each call comes when it has happened, in the order of events -----------
 
-    /// Registers or root. A load that also invalidates: first this, then the invalidation. `globals`:
-    /// CR4.PGE.
+    /// Registers or root; `globals`: CR4.PGE. A load that also invalidates: first this, then at once the
+    /// invalidation, and the two are one event.
     void context(unsigned vcpu, Paging paging, const WalkRules& rules,
                  const WalkRoot<space::GuestPhysical>& root, std::uint64_t pcid, bool globals);
 
-    /// Invalidations that the architecture REQUIRES, no others. `name` is kept: a literal.
-    /// INVLPG: the current PCID, with globals. INVPCID type 0: without. A page fault: the current PCID,
-    /// without.
+    /// Invalidations that the architecture REQUIRES, no others. `name` is kept: a literal. Of a page: INVLPG
+    /// (the current PCID, with globals), INVPCID type 0 and a page fault (without).
     void invalidated_page(unsigned vcpu, std::uint64_t pcid, LinearAddress address, bool with_globals,
                           std::string_view name);
     void invalidated_pcid(unsigned vcpu, std::uint64_t pcid, std::string_view name);
