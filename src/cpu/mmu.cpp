@@ -166,7 +166,7 @@ Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passag
         }
         const TlbTag tag = match.array->tag(match.entry);
         const std::uint64_t in_entry = offset_in(access.address, content.attributes.entry_shift());
-        const Place place{content.frame + in_entry, content.origin + in_entry, true};
+        const Place place{content.frame + in_entry, content.origin + in_entry};
         if (u > 0) {
             Tlb::Page page{access.address, context_.pcid, tag.global(), content};
             page.content.frame = place.machine;
@@ -324,10 +324,10 @@ void Mmu::spend_loads(Loads& loads, std::size_t& from, Passage& passage)
 Mmu::Place Mmu::place_of(const Translation<space::Machine>& translation) const
 {
     const MachineAddress found = translation.address;
-    if (names_ == nullptr) return {found.value(), found.value(), false};
+    if (names_ == nullptr) return {found.value(), found.value()};
     const auto gfn = names_->gfn_of(Mfn::of(found));
     assert(gfn && "a shadow maps guest RAM alone");
-    return {found.value(), gfn->address(found.offset_in_page()).value(), false};
+    return {found.value(), gfn->address(found.offset_in_page()).value()};
 }
 
 Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent)
@@ -475,6 +475,12 @@ void Mmu::cr3_loaded(unsigned old, bool pcids_in_use, bool flushing)
     }
     if (flushing) invpcid_context(context_.pcid);
     for (Tlb& tlb : tlbs_) tlb.pcid_loaded(old, context_.pcid, flushing);
+}
+
+void Mmu::audit(std::vector<std::string>& violations) const
+{
+    for (const Tlb& tlb : tlbs_) tlb.audit(violations);
+    for (const TlbArray& array : psc_arrays_) array.audit("(a paging-structure cache)", violations);
 }
 
 // --- time --------------------------------------------------------------------------------------------

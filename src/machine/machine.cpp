@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "walk_in.hpp"
+
 namespace mmusim {
 
 namespace {
@@ -613,7 +615,33 @@ void Machine::blow_shadows()
 
 std::vector<std::string> Machine::audit() const
 {
-    return shadow_ ? shadow_->audit() : std::vector<std::string>{};
+    std::vector<std::string> violations = shadow_ ? shadow_->audit() : std::vector<std::string>{};
+    for (const Vcpu& vcpu : vcpus_) {
+        vcpu.mmu->audit(violations);
+        if (shadow_) audit_against_shadows(*vcpu.mmu, violations);
+    }
+    return violations;
+}
+
+void Machine::audit_against_shadows(const Mmu& mmu, std::vector<std::string>& violations) const
+{
+    // The hypervisor flushes whenever it takes something away, so all that is cached is in the shadows too.
+    const HardwareContext& context = mmu.context();
+    const WalkRules present{context.rules.entries, RightsControl{}};
+    MachineTables tables{*table_memory_};  // of its own: these walks are not counted
+    mmu.for_each_translation([&](const TlbSpec& tlb, TlbTag tag, const TlbContent& content) {
+        const unsigned shift = content.attributes.entry_shift();
+        const Access access{LinearAddress{tag.number() << shift}};
+        const auto walked = walk_in(context.paging, tables, context.root, present, access, AdBits::leave);
+        const Rights cached = content.attributes.rights();
+        const bool same = walked && walked->address.value() == content.frame &&
+                          walked->rights.user == cached.user && walked->rights.key == cached.key &&
+                          walked->rights.writable >= cached.writable &&
+                          walked->rights.no_execute <= cached.no_execute;
+        if (same) return;
+        violations.push_back(fmt::format("TLB {} holds a translation of {} that the shadows do not", tlb.name,
+                                         access.address));
+    });
 }
 
 }  // namespace mmusim

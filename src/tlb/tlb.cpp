@@ -119,6 +119,11 @@ void Tlb::reset()
     counters = {};
 }
 
+void Tlb::audit(std::vector<std::string>& violations) const
+{
+    for (const TlbArray& array : arrays_) array.audit(spec_.name, violations);
+}
+
 void Tlb::share_clock(std::uint64_t& clock)
 {
     for (TlbArray& array : arrays_) array.replacement().share_clock(clock);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 namespace mmusim {
 
 namespace {
@@ -30,6 +32,37 @@ TlbArray::TlbArray(const TlbArraySpec& spec)
     for (const EntryView& view : spec.views) {
         views_[static_cast<std::size_t>(view.kind)] = {view.ways, view.first_way, view.stride,
                                                        IndexFunction{spec.index, spec.entries / view.stride}};
+    }
+}
+
+void TlbArray::audit(std::string_view name, std::vector<std::string>& violations) const
+{
+    std::array<std::uint32_t, kEntryKinds> live{};
+    std::uint32_t free = 0;
+    std::uint32_t fragments = 0;
+    for (std::uint32_t i = 0; i < tags_.size(); ++i) {
+        const TlbTag tag = tags_[i];
+        const auto complain = [&](std::string_view what) {
+            violations.push_back(fmt::format("TLB {}, entry {} ({} page {:#x}, PCID {}): {}", name, i,
+                                             name_of(tag.kind()), tag.number(), tag.pcid(), what));
+        };
+        if (!tag.valid()) {
+            ++free;
+            if (prints_[i] != 0 || contents_[i].id != 0) complain("free, but not to the search");
+            continue;
+        }
+        ++live[static_cast<std::size_t>(tag.kind())];
+        fragments += contents_[i].attributes.fragment() ? 1 : 0;
+        const View& view = views_[static_cast<std::size_t>(tag.kind())];
+        const std::uint32_t first = view.ways == 0 ? i + 1 : first_of_set(view, tag.number());
+        if (i < first || i >= first + view.ways) complain("is not in its set");
+        if (prints_[i] != tag.fingerprint()) complain("its fingerprint is another's");
+        for (std::uint32_t j = first; j < i; ++j) {
+            if (tags_[j] == tag) complain("is there twice");
+        }
+    }
+    if (live != live_ || free != free_ || fragments != fragments_) {
+        violations.push_back(fmt::format("TLB {}: the counts of its entries are wrong", name));
     }
 }
 

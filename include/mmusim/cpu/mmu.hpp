@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <boost/container/static_vector.hpp>
@@ -80,7 +81,6 @@ public:
     struct Place {
         std::uint64_t machine = 0;  ///< address; without a clock nobody asks for it, and it may be 0
         std::uint64_t origin = 0;   ///< what the guest calls it
-        bool cached = false;        ///< a TLB had it
     };
     /// Where an access goes, or the fault that a fresh walk ends in. `Timed`: `passage` says when.
     template <bool Timed>
@@ -95,13 +95,13 @@ public:
             Replacement::apply(*cut.touch, *cut.word);
             ++short_cut_hits_[kind];
             const std::uint64_t offset = access.address.offset_in_page();
-            if constexpr (!Timed) return Place{0, cut.origin + offset, true};
+            if constexpr (!Timed) return Place{0, cut.origin + offset};
             const TlbContent& content = *cut.content;
             const Chain& chain = chains_[kind];
             const Cycles answered = passage->now() + chain.lookup_cycles;
             passage->spend(chain.label, std::max(answered, content.ready_at));
             return Place{content.frame + offset_in(access.address, content.attributes.entry_shift()),
-                         cut.origin + offset, true};
+                         cut.origin + offset};
         }
         return look_up<Timed>(access, passage);
     }
@@ -138,6 +138,18 @@ public:
         return pscs_[static_cast<std::size_t>(level)].array != nullptr;
     }
     [[nodiscard]] std::uint64_t walks() const { return walks_; }
+
+    /// Calls `visit(tlb, tag, content)` for each translation that is cached.
+    template <class Visit>
+    void for_each_translation(Visit visit) const
+    {
+        for (const Tlb& tlb : tlbs_)
+            tlb.for_each([&](TlbTag tag, const TlbContent& content) {
+                if (tag.kind() != EntryKind::pde) visit(tlb.spec(), tag, content);
+            });
+    }
+    /// Violated invariants of the TLBs' and paging-structure caches' books, as sentences.
+    void audit(std::vector<std::string>& violations) const;
 
 private:
     static constexpr std::size_t kKinds = 3;

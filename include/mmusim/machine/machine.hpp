@@ -292,6 +292,7 @@ private:
     /// The guest sees a page fault: what it takes, and drops.
     void raise_page_fault(unsigned vcpu, LinearAddress address);
     void tell_oracle_of_load(unsigned vcpu, const Registers& old, Load what);
+    void audit_against_shadows(const Mmu& mmu, std::vector<std::string>& violations) const;
     void check_coherence(unsigned vcpu, const Access& access, GuestPhysical found);
     void forget(Gfn frame);
     [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;

@@ -38,10 +38,10 @@ struct TlbGeometry {
     AccessKind kind = AccessKind::read;
     PageSize page = PageSize::k4k;
     Presence presence = Presence::absent;
-    StorageShape shape = {};      ///< of `present`
-    unsigned piece_shift = 0;     ///< of `pieces`: log2 of their bytes
-    Cycles hit_cycles = 0;        ///< of an access that hits there, data included
-    std::string shared_with = {}; ///< "read": the entries are those that serve that kind; empty: not looked at
+    StorageShape shape = {};                     ///< of `present`
+    unsigned piece_shift = 0;                    ///< of `pieces`: log2 of their bytes
+    Cycles hit_cycles = 0;                       ///< of an access that hits there, data included
+    std::optional<AccessKind> shared_with = {};  ///< a kind before it that the same entries serve
 
     friend bool operator==(const TlbGeometry&, const TlbGeometry&) = default;
 };
@@ -52,7 +52,8 @@ struct PagingStructureCacheGeometry {
     StorageShape shape = {};
     Cycles walk_cycles = 0;  ///< of an access whose walk resumes there, table entries and data in cache 1
 
-    friend bool operator==(const PagingStructureCacheGeometry&, const PagingStructureCacheGeometry&) = default;
+    friend bool operator==(const PagingStructureCacheGeometry&,
+                           const PagingStructureCacheGeometry&) = default;
 };
 
 struct Geometry {

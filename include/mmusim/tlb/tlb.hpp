@@ -74,6 +74,13 @@ public:
 
     /// As it was in the beginning.
     void reset();
+    template <class Visit>
+    void for_each(Visit visit) const
+    {
+        for (const TlbArray& array : arrays_) array.for_each(visit);
+    }
+    /// Violated invariants, as sentences.
+    void audit(std::vector<std::string>& violations) const;
     /// Has all its policies stamp from one counter.
     void share_clock(std::uint64_t& clock);
 

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include <mmusim/pagewalk/rights.hpp>
@@ -142,6 +144,15 @@ public:
             if (tags_[i].valid() && drop(tags_[i], contents_[i])) remove(i);
         }
     }
+    template <class Visit>
+    void for_each(Visit visit) const
+    {
+        for (std::uint32_t i = 0; i < tags_.size(); ++i) {
+            if (tags_[i].valid()) visit(tags_[i], contents_[i]);
+        }
+    }
+    /// Violated invariants, as sentences that begin with `name`.
+    void audit(std::string_view name, std::vector<std::string>& violations) const;
     /// Drops the entries of the kind for that page, global ones or those of the PCID or both.
     void remove_page(EntryKind kind, std::uint64_t number, unsigned pcid, bool with_globals,
                      bool with_pcid = true);
