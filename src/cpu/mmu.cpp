@@ -347,7 +347,8 @@ Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, b
     }
     if (u == 0 && match) {
         const EntryKind kind = match.array->tag(match.entry).kind();
-        if (kind != EntryKind::page_4k && (!tlb.searches_by_size() || tlb.any_larger(kind))) ++epoch_;
+        const bool may_come_first = !absent || !tlb.searches_by_size() || tlb.any_larger(kind);
+        if (kind != EntryKind::page_4k && may_come_first) ++epoch_;
     }
     if (plain || !done.evicted || evicted.tag.kind() == EntryKind::pde) return match;
     if (tlb.spec().inclusion == Inclusion::inclusive) {

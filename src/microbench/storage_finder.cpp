@@ -53,7 +53,8 @@ private:
     bool fill_a_set()
     {
         std::vector<std::uint64_t> pool;
-        for (unsigned shift = storage_.bits() - std::min(storage_.bits(), kSmallestPoolBits) + 1; shift-- > 0;) {
+        for (unsigned shift = storage_.bits() - std::min(storage_.bits(), kSmallestPoolBits) + 1;
+             shift-- > 0;) {
             pool.resize(std::min(count_ >> shift, kLargestPool));
             const std::uint64_t first = random_.below(std::uint64_t{1} << shift);
             for (std::size_t i = 0; i < pool.size(); ++i) pool[i] = first + (i << shift);
@@ -74,7 +75,8 @@ private:
             while (not_fits - fits > 1) {
                 const std::size_t middle = fits + (not_fits - fits) / 2;
                 std::vector<std::uint64_t> numbers = needed;
-                numbers.insert(numbers.end(), pool.begin(), pool.begin() + static_cast<std::ptrdiff_t>(middle));
+                numbers.insert(numbers.end(), pool.begin(),
+                               pool.begin() + static_cast<std::ptrdiff_t>(middle));
                 (storage_.holds(numbers) ? fits : not_fits) = middle;
             }
             if (not_fits == 0) return false;
@@ -94,9 +96,9 @@ private:
         if (std::find(full_.begin(), full_.end(), number) != full_.end()) return Belongs::yes;
         if (passes(number)) return Belongs::no;
         const std::vector<std::uint64_t> neighbours = storage_.neighbours(number);
-        const bool tables_in_the_way = !neighbours.empty() &&
-                                       std::none_of(neighbours.begin(), neighbours.end(),
-                                                    [&](std::uint64_t other) { return passes(other); });
+        const bool tables_in_the_way =
+            !neighbours.empty() && std::none_of(neighbours.begin(), neighbours.end(),
+                                                [&](std::uint64_t other) { return passes(other); });
         return tables_in_the_way ? Belongs::unclear : Belongs::yes;
     }
 
@@ -146,7 +148,8 @@ private:
         return agrees(shape) ? std::optional{shape} : std::nullopt;
     }
 
-    /// Which of the basis bits have to be flipped besides `flip` to come back to the set; few are tried first.
+    /// Which of the basis bits have to be flipped besides `flip` to come back to the set; few are tried
+    /// first.
     std::optional<std::uint64_t> made_up_for(std::uint64_t flip, const std::vector<unsigned>& basis)
     {
         const std::uint64_t combinations = std::uint64_t{1} << basis.size();
@@ -194,7 +197,7 @@ private:
 
     bool other_sets_agree(const StorageShape& shape)
     {
-        for (unsigned i = 0; shape.sets > 1 && i < kOtherSets; ++i) {
+        for (unsigned i = 0; i < kOtherSets; ++i) {
             const std::uint64_t start = random_.below(count_);
             bool held = false;
             for (unsigned repeat = 0; repeat < kRepeats && !held; ++repeat) {

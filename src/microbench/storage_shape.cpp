@@ -20,7 +20,8 @@ std::string index_name(const StorageShape& shape)
 {
     if (shape.xor_masks.empty()) return "linear";
     const auto bits = static_cast<unsigned>(shape.xor_masks.size());
-    if (shape.xor_masks == reduced_masks(xor_index(bits).xor_masks)) return fmt::format("xor-{}", bits);
+    if (bits > 1 && shape.xor_masks == reduced_masks(xor_index(bits).xor_masks))
+        return fmt::format("xor-{}", bits);
     return fmt::format("xor {:#x}", fmt::join(shape.xor_masks, " "));
 }
 

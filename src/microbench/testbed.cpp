@@ -12,8 +12,8 @@ constexpr std::uint64_t kLeaf = kTable | pte::kDirty;
 constexpr std::uint32_t kAccessBytes = 8;
 constexpr unsigned kTableEntries = 512;
 
-/// Frames for tables and 4 KiB pages lie scattered, as on a machine that has run for a while; those for larger
-/// pages lie above them.
+/// Frames for tables and 4 KiB pages lie scattered, as on a machine that has run for a while; those for
+/// larger pages lie above them.
 constexpr unsigned kScatteredBits = 24;
 constexpr std::uint64_t kScattered = std::uint64_t{1} << kScatteredBits;
 constexpr unsigned kPhysicalBits = 52;
@@ -102,8 +102,7 @@ void Testbed::map(LinearAddress page, PageSize size, Gfn frame)
         }
         table = Gfn::of(GuestPhysical{value & pte::kFrame});
     }
-    set_entry(entry_at(table, leaf, page),
-              frame.address().value() | kLeaf | (leaf > 1 ? pte::kPageSize : 0));
+    set_entry(entry_at(table, leaf, page), frame.address().value() | kLeaf | (leaf > 1 ? pte::kPageSize : 0));
 }
 
 void Testbed::map_folded(unsigned first, unsigned count, PageSize size)

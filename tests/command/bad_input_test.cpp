@@ -341,7 +341,7 @@ TEST_CASE("records before an error keep their mismatches and phases", "[command]
     check_line(refused, file.path(), ":14", "");
     CHECK(has(refused.run.out, "mismatch at record 12"));
     REQUIRE(refused.document.is_object());
-    CHECK(refused.document["checks"].dump() == R"({"checked":6,"mismatched":1})");
+    CHECK(refused.document["checks"].dump() == R"({"checked":6,"mismatched":1,"stale":0})");
     REQUIRE(refused.document["phases"].size() == 2);
     CHECK(refused.document["phases"][1]["name"] == "roi");
 }

@@ -127,7 +127,7 @@ TEST_CASE("the statistics go to the file, or alone to standard output", "[comman
     CHECK(document["complete"] == true);
     CHECK(document["trace"]["records"] == 7);
     CHECK(document["trace"]["name"] == "hand-written");
-    CHECK(document["checks"].dump() == R"({"checked":2,"mismatched":1})");
+    CHECK(document["checks"].dump() == R"({"checked":2,"mismatched":1,"stale":0})");
     CHECK(document["host"]["seconds"] >= 0.0);
     CHECK(document["host"]["peak_memory_bytes"] > 100000);
 

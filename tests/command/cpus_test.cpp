@@ -46,7 +46,7 @@ TEST_CASE("cpus shows a profile with units, confidences and sources", "[command]
         }
         return std::string{};
     };
-    CHECK(has(line_of(" pte  "), "15 cycles"));
+    CHECK(has(line_of(" pte  "), "17 cycles"));
     CHECK(has(line_of(" pte  "), "measured-fit ["));
     CHECK(has(line_of("memory_latency "), "400 cycles"));
     CHECK(has(line_of("fetch_cycles "), "1 cycle for 16 bytes"));

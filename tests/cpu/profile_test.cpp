@@ -480,7 +480,7 @@ TEST_CASE("golden_cove has its halves, its index and the fitted walk", "[cpu]")
           "2048 entries 16 ways xor(0x81 0x102 0x204 0x408 0x810 0x1020 0x2040) bit-plru/1/1: "
           "4K=16+0*16 2M=8+0*16 4M=8+0*16 1G=8+8*16");
     CHECK(text_of(*held(profile, "l1d_load", EntryKind::page_4k)->array) ==
-          "96 entries 6 ways xor() bit-plru/1/1: 4K=6+0*6");
+          "96 entries 6 ways xor() mru-groups/3/1: 4K=6+0*6");
     CHECK(find_tlb(profile, "l1d_load")->loads);
     CHECK(!find_tlb(profile, "l1d_load")->stores);
     CHECK(find_tlb(profile, "l1d_store")->stores);
@@ -495,7 +495,7 @@ TEST_CASE("golden_cove has its halves, its index and the fitted walk", "[cpu]")
     CHECK(cache_of(profile, 5)->array.entries == 2);
     const WalkerSpec& walker = profile.timing.walker;
     CHECK(walker.start_cycles == 0);
-    CHECK(walker.load_cycles == std::array<Cycles, 6>{0, 15, 17, 17, 17, 17});
+    CHECK(walker.load_cycles == std::array<Cycles, 6>{0, 17, 15, 15, 15, 15});
     CHECK(walker.assist_cycles == 800);
     const auto& caches = profile.timing.data_caches;
     CHECK(caches[0].sets == 64);

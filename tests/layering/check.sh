@@ -25,6 +25,7 @@ BEGIN {
     floor["cpu"] = 3
     floor["machine"] = 4
     floor["trace"] = 5
+    floor["microbench"] = 5
     floor["replay"] = 6
     floor["tools"] = 7; floor["bench"] = 7; floor["examples"] = 7
 }

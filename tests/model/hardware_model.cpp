@@ -86,9 +86,10 @@ bool on_page(const Entry& entry, u64 linear)
     return first >> entry.page_shift == page_number(linear, entry.page_shift);
 }
 
+/// Reading: a global entry and another are never the same, and of global ones the PCID does not matter.
 bool same_owner(const Entry& a, const Entry& b)
 {
-    return a.pcid == b.pcid || (a.global && b.global);
+    return a.global == b.global && (a.global || a.pcid == b.pcid);
 }
 
 }  // namespace
@@ -426,7 +427,12 @@ void Clock::charge(const std::string& label, u64 from, u64 to)
 void Clock::gap(u64 instructions)
 {
     if (instructions == 0) return;
-    next_ += (instructions + width_ - 1) / width_;
+    if (front_end_.kind == FrontEnd::Kind::blocking) {
+        // Reading: the cycles of a gap have passed as soon as the gap has, also at the end of a program.
+        next_ += (instructions + width_ - 1) / width_;
+        charge("instructions", retired_, next_);
+        retired_ = next_;
+    }
     slot_ += instructions;
     gap_end_ = (slot_ - 1) / width_ + 1;
 }
@@ -590,9 +596,8 @@ Execution Hardware::execute(unsigned number, const std::vector<Operand>& operand
             }
             pages.emplace_back(translated.physical, pieces[next].bytes);
         }
-        // Reading: a write that is held back accesses no data.
-        const bool held_back = !completes && operands[i].kind == reference::Kind::write;
-        if (!outcome.fault && !held_back) data(core, operands[i], pages, timeline);
+        // Reading: a write that is held back touches data, as a read.
+        if (!outcome.fault) data(core, operands[i], pages, timeline);
         clock_.retire(issued, timeline);
         outcome.ready_at = clock_.on() ? timeline.now : 0;
         if (outcome.fault) {
@@ -728,6 +733,7 @@ Hardware::Translated Hardware::translate(Core& core, const reference::Access& ac
     }
 
     const Chain chain = chain_of(core, access.kind);
+    bool denied = false;
     for (std::size_t position = 0; position < chain.size(); ++position) {
         Tlb& tlb = *chain[position];
         const std::string label = "tlb." + tlb.config.name;
@@ -744,7 +750,8 @@ Hardware::Translated Hardware::translate(Core& core, const reference::Access& ac
         rights.key = entry.key;
         if (machine_.refused(cpu, rights, access) != 0) {
             ++tlb.counters.denied;
-            drop_matches(core, access.linear);
+            denied = true;
+            drop_for_fault(core, access.linear);
             break;
         }
         ++tlb.counters.hits;
@@ -760,7 +767,7 @@ Hardware::Translated Hardware::translate(Core& core, const reference::Access& ac
         return result;
     }
 
-    const auto page = walk(core, chain, access, result.timeline);
+    const auto page = walk(core, chain, access, denied, result.timeline);
     if (!page) {
         result.fault = machine_.walk(core.number, access).fault;
         if (!result.fault) throw std::logic_error("the model's walk faults, the reference's does not");
@@ -792,48 +799,51 @@ void Hardware::after_hit(Core& core, const Chain& chain, std::size_t position, c
     }
 }
 
-/// `linear`: the access that the entry is filled for; none for what another level has evicted.
-void Hardware::fill(Core& core, const Chain& chain, std::size_t position, Entry entry,
-                    std::optional<u64> linear)
+/// `linear`: what the entry is filled for; of what another level has evicted, its first address.
+void Hardware::fill(Core& core, const Chain& chain, std::size_t position, Entry entry, u64 linear)
 {
     Tlb& tlb = *chain[position];
     const auto first_with = [&](EntryKind kind) {
         return std::find_if(tlb.arrays.begin(), tlb.arrays.end(),
                             [&](const Array& array) { return array.holds(kind); });
     };
+    // Reading: what moves is the whole page, also if where it comes from only has a fragment.
+    const auto become = [&](EntryKind kind) {
+        const u64 first = entry.number << shift_of(entry.kind);
+        const u64 page = entry.physical - (first & bits(0, entry.page_shift - 1));
+        entry.kind = kind;
+        entry.number = page_number(linear, shift_of(kind));
+        entry.physical = page + (entry.number << shift_of(kind) & bits(0, entry.page_shift - 1));
+    };
+    become(page_of_shift(entry.page_shift));
     auto array = first_with(entry.kind);
     if (array == tlb.arrays.end() && (tlb.config.level == 1 || tlb.config.splinters)) {
-        // Reading: what was evicted elsewhere is not splintered, since there is no address.
-        if (!linear) return;
         for (const EntryKind kind : {EntryKind::page_4m, EntryKind::page_2m, EntryKind::page_4k}) {
-            if (shift_of(kind) >= shift_of(entry.kind)) continue;
+            if (shift_of(kind) >= entry.page_shift) continue;
             array = first_with(kind);
             if (array == tlb.arrays.end()) continue;
-            const u64 inside = *linear & bits(0, shift_of(entry.kind) - 1);
-            entry.kind = kind;
-            entry.number = page_number(*linear, shift_of(kind));
-            entry.physical += inside >> shift_of(kind) << shift_of(kind);
+            become(kind);
             break;
         }
     }
     if (array == tlb.arrays.end()) return;
     ++tlb.counters.fills;
-    // Reading: the new entry is in its place before anything becomes of the evicted one.
-    if (const auto victim = array->fill(entry)) evicted(core, chain, tlb, *victim);
+    const auto victim = array->fill(entry);
+    if (!victim) return;
+    evicted(core, tlb, *victim);
+    // Reading: a PDE goes nowhere; a page goes to the next level when the new entry is in its place.
+    if (victim->kind == EntryKind::pde || position + 1 == chain.size()) return;
+    const TlbConfig& next = chain[position + 1]->config;
+    if (next.inclusion == Inclusion::exclusive || next.takes_evictions) {
+        fill(core, chain, position + 1, *victim, victim->number << shift_of(victim->kind));
+    }
 }
 
-void Hardware::evicted(Core& core, const Chain& chain, Tlb& tlb, const Entry& entry)
+void Hardware::evicted(Core& core, Tlb& tlb, const Entry& entry)
 {
-    // Reading: also if it is for a PDE, or if a PDE takes its place. A PDE goes nowhere else.
+    // Reading: also if it is for a PDE, or if a PDE takes its place.
     ++tlb.counters.evictions;
-    if (entry.kind == EntryKind::pde) return;
-    const auto here = std::find(chain.begin(), chain.end(), &tlb);
-    const auto next = here == chain.end() ? here : std::next(here);
-    if (next != chain.end() &&
-        ((*next)->config.inclusion == Inclusion::exclusive || (*next)->config.takes_evictions)) {
-        fill(core, chain, static_cast<std::size_t>(next - chain.begin()), entry, std::nullopt);
-    }
-    if (tlb.config.inclusion != Inclusion::inclusive) return;
+    if (entry.kind == EntryKind::pde || tlb.config.inclusion != Inclusion::inclusive) return;
     for (Tlb& lower : core.tlbs) {
         if (lower.config.level >= tlb.config.level) continue;
         // Reading: what leaves is everything that overlaps it, larger entries and smaller ones.
@@ -852,7 +862,7 @@ void Hardware::evicted(Core& core, const Chain& chain, Tlb& tlb, const Entry& en
 
 /// What it found, or nothing where it ends in a fault.
 std::optional<reference::Page> Hardware::walk(Core& core, const Chain& chain, const reference::Access& access,
-                                              Timeline& timeline)
+                                              bool denied, Timeline& timeline)
 {
     ++core.walks;
     const std::size_t walker = core.walkers.first();
@@ -860,7 +870,8 @@ std::optional<reference::Page> Hardware::walk(Core& core, const Chain& chain, co
     timeline.spend("walk.start", config_.walk_start);
 
     Descent descent;
-    if (const auto cached = ask_pscs(core, access.linear)) {
+    // Reading: after a denied lookup no paging-structure cache is asked, and so none counts a lookup.
+    if (const auto cached = denied ? std::nullopt : ask_pscs(core, access.linear)) {
         const auto& [level, entry] = *cached;
         timeline.until("walk.wait", entry.ready);
         descent = descend(core, access, level - 1, entry, timeline);
@@ -874,7 +885,7 @@ std::optional<reference::Page> Hardware::walk(Core& core, const Chain& chain, co
     if (!descent.succeeded) return std::nullopt;
 
     // Reading: the paging-structure caches are filled before the TLBs.
-    fill_pscs(core, chain, access.linear, descent);
+    fill_pscs(core, access.linear, descent);
     const reference::Page& page = descent.page;
     Entry entry;
     entry.kind = page_of_shift(page.shift);
@@ -1022,7 +1033,7 @@ bool Hardware::set_accessed_and_dirty(const Descent& descent, bool write)
     return changed;
 }
 
-void Hardware::fill_pscs(Core& core, const Chain& chain, u64 linear, const Descent& descent)
+void Hardware::fill_pscs(Core& core, u64 linear, const Descent& descent)
 {
     const reference::Cpu& cpu = registers(core);
     for (const TableEntry& read : descent.read) {
@@ -1040,9 +1051,9 @@ void Hardware::fill_pscs(Core& core, const Chain& chain, u64 linear, const Desce
             entry.ready = read.ready;
             for (Array& array : arrays_of(psc)) {
                 if (!array.holds(EntryKind::pde)) continue;
-                // Reading: to the TLB, a PDE is no fill.
+                // Reading: to the TLB, a PDE is no fill, and what it evicts is not filled elsewhere.
                 const auto victim = array.fill(entry);
-                if (psc.home != nullptr && victim) evicted(core, chain, *psc.home, *victim);
+                if (psc.home != nullptr && victim) evicted(core, *psc.home, *victim);
                 break;
             }
         }
@@ -1085,17 +1096,7 @@ bool Hardware::leads_to(const Core& core, const Psc& psc, const Entry& entry, u6
     return entry.number == tag_of(cpu, linear, psc.config.level);
 }
 
-/// What a denied lookup drops.
-void Hardware::drop_matches(Core& core, u64 linear)
-{
-    drop_pages(core, [&](const Entry& entry) {
-        return entry.usable_in(pcid_of(core)) && entry.number == page_number(linear, shift_of(entry.kind));
-    });
-    drop_tables(core, [&](const Psc& psc, const Entry& entry) {
-        return entry.pcid == pcid_of(core) && leads_to(core, psc, entry, linear);
-    });
-}
-
+/// Also what a denied lookup drops.
 void Hardware::drop_for_fault(Core& core, u64 linear)
 {
     drop_pages(core,
@@ -1194,23 +1195,18 @@ std::optional<unsigned> Hardware::mov_cr3(unsigned number, u64 value)
 }
 
 /// What a change of registers by anything but MOV CR3 drops.
-void Hardware::registers_changed(Core& core, const reference::Cpu& before)
+void Hardware::registers_changed(Core& core, const reference::Cpu& before, bool loads_pdptes)
 {
     const reference::Cpu& now = registers(core);
     const auto cr4_changed = [&](unsigned number) { return before.cr4_bit(number) != now.cr4_bit(number); };
     const bool pcide_cleared = before.cr4_bit(reference::kPcide) && !now.cr4_bit(reference::kPcide);
     const bool smep_set = !before.cr4_bit(reference::kSmep) && now.cr4_bit(reference::kSmep);
-    const bool cd_or_nw = ((before.cr0 ^ now.cr0) & (bit(29) | bit(30))) != 0;
-    const bool loads_pdptes = cd_or_nw && now.paging() == reference::Paging::pae;
     made_current(core, pcid_of(core));
-    if (before.pg() != now.pg() || cr4_changed(reference::kPge) || cr4_changed(reference::kPae) ||
-        cr4_changed(reference::kPse) || cr4_changed(reference::kLa57) || before.nxe() != now.nxe() ||
-        ((before.efer ^ now.efer) & bit(8)) != 0 || pcide_cleared) {
+    // Reading: a register that changes the paging mode only later (CR4.LA57, EFER.LME) drops nothing yet.
+    if (before.paging() != now.paging() || cr4_changed(reference::kPge) || cr4_changed(reference::kPae) ||
+        cr4_changed(reference::kPse) || before.nxe() != now.nxe() || pcide_cleared || smep_set ||
+        loads_pdptes) {
         drop_all(core);
-    } else if (smep_set || loads_pdptes) {
-        const u64 pcid = pcid_of(core);
-        drop_pages(core, [&](const Entry& entry) { return entry.pcid == pcid && !entry.global; });
-        drop_tables(core, [&](const Psc&, const Entry& entry) { return entry.pcid == pcid; });
     }
 }
 
@@ -1218,7 +1214,9 @@ std::optional<unsigned> Hardware::mov_cr0(unsigned cpu, u64 value)
 {
     const reference::Cpu before = machine_.cpus[cpu];
     if (const auto refused = machine_.mov_cr0(cpu, value)) return refused;
-    registers_changed(core(cpu), before);
+    const reference::Cpu& now = machine_.cpus[cpu];
+    const bool cd_or_nw = ((before.cr0 ^ now.cr0) & (bit(29) | bit(30))) != 0;
+    registers_changed(core(cpu), before, cd_or_nw && now.paging() == reference::Paging::pae);
     clock_.alone("system.mov_cr", config_.mov_cr);
     return std::nullopt;
 }
@@ -1227,7 +1225,10 @@ std::optional<unsigned> Hardware::mov_cr4(unsigned cpu, u64 value)
 {
     const reference::Cpu before = machine_.cpus[cpu];
     if (const auto refused = machine_.mov_cr4(cpu, value)) return refused;
-    registers_changed(core(cpu), before);
+    const reference::Cpu& now = machine_.cpus[cpu];
+    const bool smep = before.cr4_bit(reference::kSmep) != now.cr4_bit(reference::kSmep);
+    // Reading: in PAE paging a change of SMEP loads the PDPTEs, either way.
+    registers_changed(core(cpu), before, smep && now.paging() == reference::Paging::pae);
     clock_.alone("system.mov_cr", config_.mov_cr);
     return std::nullopt;
 }
@@ -1238,7 +1239,7 @@ std::optional<unsigned> Hardware::wrmsr(unsigned cpu, std::uint32_t msr, u64 val
     if (msr == 0xc000'0080) {
         const reference::Cpu before = registers;
         if (const auto refused = machine_.wrmsr_efer(cpu, value)) return refused;
-        registers_changed(core(cpu), before);
+        registers_changed(core(cpu), before, false);
     } else {
         const bool is_pkrs = msr == 0x6e1 && machine_.features.pks && value >> 32 == 0;
         if (registers.cpl != 0 || !is_pkrs) return reference::kGeneralProtection;

@@ -386,22 +386,22 @@ private:
     std::optional<Match> look_up(Core& core, Tlb& tlb, u64 linear);
     void after_hit(Core& core, const Chain& chain, std::size_t position, const Match& match, u64 linear,
                    u64 ready);
-    void fill(Core& core, const Chain& chain, std::size_t position, Entry entry, std::optional<u64> linear);
-    void evicted(Core& core, const Chain& chain, Tlb& tlb, const Entry& entry);
+    void fill(Core& core, const Chain& chain, std::size_t position, Entry entry, u64 linear);
+    void evicted(Core& core, Tlb& tlb, const Entry& entry);
     Loaded load(Core& core, u64 address, u64 asked);
     void data(Core& core, const Operand& operand, const std::vector<std::pair<u64, unsigned>>& pages,
               Timeline& timeline);
 
     // --- a walk ---
     std::optional<reference::Page> walk(Core& core, const Chain& chain, const reference::Access& access,
-                                        Timeline& timeline);
+                                        bool denied, Timeline& timeline);
     std::optional<std::pair<unsigned, Entry>> ask_pscs(Core& core, u64 linear);
     Descent descend(Core& core, const reference::Access& access, unsigned level, Entry from,
                     Timeline& timeline);
     Descent descend_from_root(Core& core, const reference::Access& access, Timeline& timeline);
     u64 reserved_bits(const Core& core, unsigned level, bool leaf) const;
     bool set_accessed_and_dirty(const Descent& descent, bool write);
-    void fill_pscs(Core& core, const Chain& chain, u64 linear, const Descent& descent);
+    void fill_pscs(Core& core, u64 linear, const Descent& descent);
     std::vector<Array>& arrays_of(Psc& psc) const { return psc.home != nullptr ? psc.home->arrays : psc.own; }
 
     // --- invalidation ---
@@ -410,11 +410,10 @@ private:
     template <class Condition>
     void drop_tables(Core& core, Condition condition);
     void drop_all(Core& core);
-    void drop_matches(Core& core, u64 linear);
     void drop_for_fault(Core& core, u64 linear);
     bool leads_to(const Core& core, const Psc& psc, const Entry& entry, u64 linear) const;
     void made_current(Core& core, u64 pcid);
-    void registers_changed(Core& core, const reference::Cpu& before);
+    void registers_changed(Core& core, const reference::Cpu& before, bool loads_pdptes);
 
     Config config_;
     reference::Machine& machine_;

@@ -385,6 +385,31 @@ TEST_CASE("model: a walk fills all levels, a hit in the second refills the first
     CHECK(guest.walks() == 5);
 }
 
+TEST_CASE("model: the replacement policy is told of hits", "[model]")
+{
+    Config config = plain();
+    config.tlbs = {tlb("l1", 1, "ls", {array(1, 2, {k4k})}, 1)};
+    Guest guest{config};
+    for (u64 page = 0; page < 3; ++page) guest.map(0x40'0000 + (page << 12), 0x1'0000);
+    for (const u64 page : {0u, 1u, 0u, 2u}) guest.read(0x40'0000 + (page << 12));
+    CHECK(guest.tlb("l1") == Set{"400/0", "402/0"});
+
+    config.tlbs.clear();
+    config.pscs = {psc(2, 2)};
+    Guest walker{config};
+    for (u64 page = 0; page < 3; ++page) walker.map(0x40'0000 + (page << 21), 0x1'0000);
+    for (const u64 page : {0u, 1u, 0u, 2u}) walker.read(0x40'0000 + (page << 21));
+    CHECK(walker.psc(2) == Set{"2/0", "4/0"});
+
+    // Each read loads a table entry, whose line is used again, and another line of data.
+    config.pscs = {psc(2), psc(3), psc(4)};
+    config.data_caches = {{"l1d", 1, 2, 64, 4, 2, {}, {}}};
+    Guest loader{config};
+    loader.map(0x40'0000, 0x1'0000);
+    for (u64 line = 0; line < 4; ++line) loader.read(0x40'0000 + (line << 6));
+    CHECK(loader.hardware.counters(0).data_caches.at("l1d") == LookupCounters{4 + 1 + 3 * 2, 3});
+}
+
 TEST_CASE("model: a level that does not refill", "[model]")
 {
     Config config = plain();
@@ -474,6 +499,76 @@ TEST_CASE("model: an inclusive level evicts a fragment of what a lower level hol
     CHECK(guest.tlb("l1d") == Set{"1/0"});  // of these, "1" is the 4K page
     CHECK(guest.access(kRead, 0x1000).physical == std::vector<u64>{0x2000});
     CHECK(guest.tlb("l1i").empty());
+}
+
+TEST_CASE("model: what moves between levels is the whole page", "[model]")
+{
+    Config config = plain();
+    config.tlbs[1].arrays = {array(1, 1, {k4k})};
+    config.tlbs[2].arrays = {array(1, 4, {k2m})};
+    config.tlbs[2].inclusion = Inclusion::exclusive;
+    Guest guest{config};
+    guest.map(0x20'0000, 0x20'0000, kAll, 2);
+    guest.map(0x60'0000, 0x40'0000, kAll, 2);
+    guest.read(0x21'0000);
+    CHECK(guest.tlb("l1d") == Set{"210/0"});
+    // The fragment is evicted, and l2 has all of its page.
+    guest.read(0x60'3000);
+    CHECK(guest.tlb("l1d") == Set{"603/0"});
+    CHECK(guest.tlb("l2") == Set{"1/0"});
+    const u64 walks = guest.walks();
+    CHECK(guest.access(kRead, 0x23'4567).physical == std::vector<u64>{0x23'4567});
+    CHECK(guest.walks() == walks);
+    CHECK(guest.tlb("l1d") == Set{"234/0"});
+    CHECK(guest.tlb("l2") == Set{"3/0"});
+}
+
+TEST_CASE("model: a page that makes room for a PDE goes nowhere", "[model]")
+{
+    Config config = plain();
+    config.tlbs[2].arrays = {array(1, 2, {k4k, EntryKind::pde})};
+    config.tlbs[2].inclusion = Inclusion::inclusive;
+    config.tlbs.push_back(tlb("l3", 3, "fls", {array(1, 8, {k4k})}, 9));
+    config.tlbs[3].inclusion = Inclusion::exclusive;
+    config.pscs = {{2, {}, "l2"}};
+    Guest guest{config};
+    guest.map(0x1000, 0x2000);
+    guest.map(0x20'1000, 0x3000);
+    guest.map(0x40'1000, 0x3000);
+    guest.read(0x1000);
+    // The PDE replaces the PDE, and the page the page, which goes to l3.
+    guest.read(0x20'1000);
+    CHECK(guest.tlb("l2") == Set{"201/0"});
+    CHECK(guest.counters("l2").evictions == 2);
+    CHECK(guest.tlb("l3") == Set{"1/0"});
+    // Page 1 comes back from there, and the PDE makes room for it: it goes nowhere.
+    guest.read(0x1000);
+    CHECK(guest.tlb("l2") == Set{"1/0", "201/0"});
+    CHECK(guest.tlb("l3").empty());
+    CHECK(guest.tlb("l1d") == Set{"1/0", "201/0"});
+    // The PDE of 40'1000 replaces page 201, then page 401 page 1, which alone goes to l3.
+    guest.read(0x40'1000);
+    CHECK(guest.tlb("l2") == Set{"401/0"});
+    CHECK(guest.psc(2) == Set{"2/0"});
+    CHECK(guest.counters("l2").evictions == 5);
+    CHECK(guest.tlb("l3") == Set{"1/0"});
+    CHECK(guest.tlb("l1d") == Set{"401/0"});
+}
+
+TEST_CASE("model: a global page and another of the same number are two", "[model]")
+{
+    Config config = plain();
+    Guest guest{config};
+    guest.map(0x1000, 0x2000);
+    REQUIRE_FALSE(guest.hardware.mov_cr4(0, guest.machine.cpus[0].cr4 | u64{1} << reference::kPge));
+    guest.read(0x1000);
+    // The entry has D clear, its PTE is global by now: the dirty walk fills another entry.
+    guest.set_entry(0x1000, 1, 0x2000 | (kAll & ~kD));
+    REQUIRE_FALSE(guest.hardware.invlpg(0, 0x1000));
+    guest.read(0x1000);
+    guest.set_entry(0x1000, 1, 0x2000 | kAll | kG);
+    guest.write(0x1000);
+    CHECK(guest.tlb("l1d") == Set{"1/0", "1/0g"});
 }
 
 TEST_CASE("model: a hit in the third level refills an exclusive second", "[model]")
@@ -597,8 +692,9 @@ TEST_CASE("model: a denied match is dropped everywhere, and walked afresh", "[mo
     CHECK(guest.counters("l2") == TlbCounters{3, 1, 0, 0, 3, 0});
     CHECK(guest.tlb("l1i").empty());
     CHECK(guest.tlb("l1d") == Set{"1/0", "2/0"});
-    CHECK(guest.psc_counters(2) == LookupCounters{3, 1});
-    CHECK(guest.psc_counters(3) == LookupCounters{2, 0});
+    // That walk asked no paging-structure cache.
+    CHECK(guest.psc_counters(2) == LookupCounters{2, 1});
+    CHECK(guest.psc_counters(3) == LookupCounters{1, 0});
 
     // It still denies: the fault, after one walk.
     guest.set_entry(0x1000, 1, 0x2000 | (kAll & ~kW));
@@ -700,6 +796,21 @@ TEST_CASE("model: a walk from a stale structure entry", "[model]")
     guest.set_entry(0x1000, 2, guest.entry(0x20'1000, 2));
     CHECK_FALSE(guest.access(kWrite, 0x1000).fault);  // the stale R/W = 0 would deny: from the root
     CHECK_FALSE(guest.access(kWrite, 0x1000).fault);
+}
+
+TEST_CASE("model: rights of the whole path come with a structure entry", "[model]")
+{
+    for (const u64 right : {kU, kW}) {
+        Config config = plain();
+        config.tlbs.clear();
+        config.pscs = {psc(3)};
+        Guest guest{config};
+        guest.map(0x1000, 0x2000);
+        guest.set_entry(0x1000, 3, guest.entry(0x1000, 3) & ~right);
+        guest.read(0x1000);
+        CHECK(guest.psc(3) == Set{"0/0"});
+        CHECK(guest.access(right == kU ? kRead : kWrite, 0x1000, 8, true).fault);
+    }
 }
 
 TEST_CASE("model: accessed bits are set in what a walk reads", "[model]")
@@ -1071,16 +1182,24 @@ TEST_CASE("model: changes of registers", "[model]")
         REQUIRE_FALSE(guest.hardware.mov_cr0(0, cr0 ^ u64{1} << 16));
         CHECK(guest.tlb("l1") == Set{"10000/0", "10001/0g"});
         REQUIRE_FALSE(guest.hardware.mov_cr0(0, cr0 | u64{1} << 30));
-        CHECK(guest.tlb("l1") == Set{"10001/0g"});
-        CHECK(guest.psc(2).empty());
+        nothing_is_left(guest);
+    }
+    SECTION("a load of the PDPTEs by MOV CR4")
+    {
+        Guest guest{wide(), Paging::pae};
+        guest.map(kA1, 0x2000);
+        toggle(guest, reference::kSmep);
+        guest.read(kA1);
+        toggle(guest, reference::kSmap);
+        CHECK(guest.tlb("l1") == Set{"10000/0"});
+        toggle(guest, reference::kSmep);
+        nothing_is_left(guest);
     }
     SECTION("CR4.SMEP 0 to 1")
     {
         PcidGuest guest;
         toggle(guest, reference::kSmep);
-        CHECK(guest.tlb("l1") == Set{"10000/1", "40000/1g"});
-        CHECK(guest.psc(2) == Set{"80/1", "200/1"});
-        CHECK(guest.psc(3) == Set{"0/1", "1/1"});
+        nothing_is_left(guest);
     }
     SECTION("what drops nothing")
     {
@@ -1103,7 +1222,7 @@ TEST_CASE("model: changes of registers", "[model]")
         toggle(guest, reference::kSmep);
         guest.read(kA1);
         toggle(guest, reference::kSmep);
-        CHECK(guest.tlb("l1") == Set{"10000/1", "40000/1g", "10000/2"});
+        CHECK(guest.tlb("l1") == Set{"10000/2"});
     }
 }
 
@@ -1173,11 +1292,14 @@ TEST_CASE("model: several operands", "[model]")
     guest.set_entry(0x1000, 1, 0x2000 | (kAll & ~kD));
     guest.set_entry(0x2000, 1, 0);
     guest.flush();
+    const u64 loads_before = guest.hardware.counters(0).data_caches.at("l1d").lookups;
     execution = guest.hardware.execute(0, both);
     CHECK(execution.operands.size() == 2);
     REQUIRE(execution.fault);
     CHECK(execution.fault->cr2 == 0x2000);
     CHECK((guest.entry(0x1000) & kD) == 0);
+    // The write that is held back has touched its data: 4 loads of each walk, and 1.
+    CHECK(guest.hardware.counters(0).data_caches.at("l1d").lookups == loads_before + 9);
 
     execution = guest.hardware.execute(0, {both[0], {u64{1} << 60, 8, kRead, false, false, true}});
     CHECK(execution.operands.size() == 1);
@@ -1341,6 +1463,17 @@ TEST_CASE("model: closed form of a merged access", "[model]")
     CHECK(guest.access(kRead, 0x1000).ready_at == start + 52 + 1 + kD1);
     CHECK(guest.counters("l1d").hits == 2);
     CHECK(guest.hardware.cycles() == sum_of(guest.hardware.cycles_by()));
+}
+
+TEST_CASE("model: an entry from a later level is ready when that level has answered", "[model]")
+{
+    Guest guest{plain(), Paging::four_level, window(8)};
+    guest.map(0x1000, 0x2000);
+    guest.access(kRead, 0x1000);
+    REQUIRE_FALSE(guest.hardware.invlpg(0, 0x5000));
+    const u64 start = guest.hardware.cycles();
+    CHECK(guest.access(kFetch, 0x1000).ready_at == start + kT + 3);
+    CHECK(guest.access(kFetch, 0x1000).ready_at == start + kT + 3);  // issued at 1, a hit in l1i
 }
 
 TEST_CASE("model: closed form of an access over two pages", "[model]")

@@ -6,6 +6,8 @@
 #include <bit>
 #include <string>
 
+#include <fmt/format.h>
+
 namespace model {
 
 namespace {
@@ -117,7 +119,7 @@ private:
     TlbSpec tlb(unsigned level, const std::string& suffix, bool fetches, bool loads, bool stores)
     {
         TlbSpec spec;
-        spec.name = "l" + std::to_string(level) + suffix;
+        spec.name = fmt::format("l{}{}", level, suffix);
         spec.level = level;
         spec.fetches = fetches;
         spec.loads = loads;
@@ -215,6 +217,7 @@ private:
         made.instructions.invlpg = random_.below(80);
         made.instructions.invpcid = random_.below(80);
         made.instructions.page_fault = random_.below(300);
+        if (random_.percent(25)) made.instructions = {};  // nothing takes time
         return made;
     }
 
@@ -227,7 +230,7 @@ private:
 CpuProfile random_profile(std::uint64_t seed)
 {
     CpuProfile profile = Maker{seed}.profile();
-    profile.name = "random-" + std::to_string(seed);
+    profile.name = fmt::format("random-{}", seed);
     return profile;
 }
 

@@ -112,6 +112,8 @@ private:
     void instruction();
     void access_to(u64 linear);
     void change_slot();
+    std::size_t any_slot(const Mode& mode);
+    u64 changed(const Mode& mode, const Slot& slot, u64 value);
     void repair();
     void control();
     void toggle_cr4(unsigned bit);
@@ -301,7 +303,7 @@ void Maker::make_mode(Paging paging)
                 if (value != 0 && !self) image_.write(space.root + at * bytes, bytes, value);
             }
         }
-        const unsigned small = random_.from_to(4, 60);
+        const unsigned small = random_.from_to(4, 60) * options_.spread;
         const u64 spread = random_.one_of(std::array<u64, 3>{1, 1, 7});
         for (unsigned page = 0; page < small; ++page) {
             const u64 base = random_.one_of(user_bases);
@@ -392,9 +394,9 @@ void Maker::access()
 {
     // Mostly one of the pages used of late, the first ones most of all, if it is in this address space.
     std::vector<MappedPage>& recent = recent_[cpu_];
-    constexpr unsigned kRecent = 24;
-    const std::size_t place = std::min(random_.below(kRecent), random_.below(kRecent));
-    while (recent.size() < kRecent) recent.push_back(any_page());
+    const unsigned number = 24 * options_.spread;
+    const std::size_t place = std::min(random_.below(number), random_.below(number));
+    while (recent.size() < number) recent.push_back(any_page());
     MappedPage& page = recent[place];
     const Mode& mode = mode_now();
     const u64 root = cpu().cr3 & ~u64{0xfff};
@@ -470,43 +472,49 @@ void Maker::access_to(u64 linear)
     event.user = random_.percent(50);
 }
 
+/// Half of the time that of a page used of late.
+std::size_t Maker::any_slot(const Mode& mode)
+{
+    const std::vector<MappedPage>& recent = recent_[cpu_];
+    if (!recent.empty() && random_.percent(50)) {
+        const u64 linear = random_.one_of(recent).linear;
+        const auto slot = std::find_if(mode.slots.begin(), mode.slots.end(),
+                                       [&](const Slot& one) { return one.linear == linear; });
+        if (slot != mode.slots.end()) return static_cast<std::size_t>(slot - mode.slots.begin());
+    }
+    return random_.below(static_cast<unsigned>(mode.slots.size()));
+}
+
+u64 Maker::changed(const Mode& mode, const Slot& slot, u64 value)
+{
+    const unsigned what = random_.below(100);
+    if (what < 12) return value ^ kP;
+    if (what < 27) return value ^ kW;
+    if (what < 35) return value ^ kU;
+    if (what < 50) return value & ~(kA | kD);
+    if (what < 58) return value ^ kG;
+    if (what < 63 && slot.bytes == 8 && program_.features.nx) return value ^ kNx;
+    if (what < 68 && long_mode(mode)) return value ^ u64 { random_.below(4) } << 59;
+    if (slot.level == 1) return (value & ~u64{0xff'f000}) | frame_for(12);
+    if ((value & kPs) != 0 && random_.percent(60)) return value ^ (random_.percent(50) ? kD : kA);
+    // Another entry of the same level: other tables below, or another size of page.
+    for (unsigned attempt = 0; attempt < 8; ++attempt) {
+        const Slot& other = random_.one_of(mode.slots);
+        if (other.level == slot.level && other.value != value) return other.value;
+    }
+    return value;
+}
+
 /// A store to a table, and often what a guest does after it.
 void Maker::change_slot()
 {
     const Mode& mode = mode_now();
-    const std::size_t number = random_.below(static_cast<unsigned>(mode.slots.size()));
+    const std::size_t number = any_slot(mode);
     const Slot& slot = mode.slots[number];
     if (slot.level > 1 && random_.percent(50)) return;
     u64 value = slot.value;
-    if (random_.percent(70)) {
-        const unsigned what = random_.below(100);
-        const bool page = slot.level == 1 || (value & kPs) != 0;
-        if (what < 12) {
-            value ^= kP;
-        } else if (what < 27) {
-            value ^= kW;
-        } else if (what < 35) {
-            value ^= kU;
-        } else if (what < 50) {
-            value &= ~(kA | kD);
-        } else if (what < 58) {
-            value ^= kG;
-        } else if (what < 63 && slot.bytes == 8 && program_.features.nx) {
-            value ^= kNx;
-        } else if (what < 68 && long_mode(mode)) {
-            value ^= u64{random_.below(4)} << 59;
-        } else if (page && slot.level == 1) {
-            value = (value & ~u64{0xff'f000}) | frame_for(12);
-        } else if (page) {
-            value ^= random_.percent(50) ? kD : kA;
-        } else {
-            // Another entry of the same level: other tables below.
-            for (unsigned attempt = 0; attempt < 8; ++attempt) {
-                const Slot& other = random_.one_of(mode.slots);
-                if (other.level == slot.level && (other.value & kPs) == 0) value = other.value;
-            }
-        }
-    }
+    if (random_.percent(70)) value = changed(mode, slot, value);
+    if (random_.percent(20)) value = changed(mode, slot, value);
     if (slot.bytes == 4) value &= 0xffff'ffff;
     changed_slots_.emplace_back(&mode, number);
 

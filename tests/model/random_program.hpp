@@ -66,6 +66,7 @@ struct ProgramOptions {
     unsigned events = 1000;
     unsigned max_cpus = 3;
     bool self_maps = true;  // a table that is an entry of itself
+    unsigned spread = 1;    // so many times as many small pages, at most 25
 };
 
 Program random_program(std::uint64_t seed, const ProgramOptions& options = {});

@@ -113,7 +113,7 @@ TEST_CASE("the statistics document has its names, and no others", "[replay][stat
         CHECK(names_of(json["accesses"]) == Names{"total", "fetch", "read", "write"});
         CHECK(json["accesses"].dump() == R"({"total":3,"fetch":1,"read":1,"write":1})");
         CHECK(json["guest_faults"] == 1);
-        CHECK(json["checks"].dump() == R"({"checked":2,"mismatched":1})");
+        CHECK(json["checks"].dump() == R"({"checked":2,"mismatched":1,"stale":0})");
         CHECK(names_of(json["walks"]) == Names{"count", "memory_references"});
         CHECK(names_of(json["host"]) == Names{"seconds", "accesses_per_second", "peak_memory_bytes"});
         CHECK(json["host"]["accesses_per_second"] == 1.5);

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include <mmusim/trace/trace_reader.hpp>
 
 #include "support/catch.hpp"
@@ -147,7 +149,7 @@ void check_rows(drcachesim::Stream stream, const std::vector<unsigned>& geometri
 /// The accesses of the window, and the pages that they touch.
 std::pair<std::vector<StreamAccess>, Pages> window_of(const drcachesim::Recorded& recorded)
 {
-    TraceReader reader{std::string{MMUSIM_SOURCE_DIR} + "/traces/" + std::string{recorded.trace}};
+    TraceReader reader{fmt::format("{}/traces/{}", MMUSIM_SOURCE_DIR, recorded.trace)};
     std::vector<StreamAccess> accesses;
     Pages pages;
     std::uint64_t passed = 0;

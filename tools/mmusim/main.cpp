@@ -70,6 +70,68 @@ void add_replay_options(CLI::App& verb, tool::ConfigOptions& options)
     add_number(verb, "--skip", options.skip, "replay the first N records without counting or checking them");
 }
 
+void add_microbench_options(CLI::App& verb, tool::MicrobenchOptions& options,
+                            const std::map<std::string, mmusim::AccessKind>& kinds)
+{
+    verb.add_option("experiment", options.experiment,
+                    "geometry (default), curve, strides, sets, reach or parallel: see below")
+        ->type_name("EXPERIMENT");
+    verb.add_option("--cpu", options.cpu,
+                    "CPU profile: a name that `mmusim cpus` lists, or a file (default: golden_cove)")
+        ->type_name("NAME|FILE");
+    verb.add_option("--kind", options.kind, "of the accesses: read (default), write or fetch")
+        ->transform(CLI::CheckedTransformer(kinds))
+        ->type_name("KIND")
+        ->option_text("KIND");
+    verb.add_option("--page", options.page, "page size: 4K (default), 2M or 1G")->type_name("SIZE");
+    verb.add_option("--mapping", options.mapping,
+                    "shared (default): all pages are one page of memory, so that data are always near; own")
+        ->type_name("MAPPING");
+    add_number(verb, "--pages", options.pages, "at most, or in all, N pages");
+    add_number(verb, "--stride", options.stride,
+               "curve, sets: from one page to the next, in pages (default: 1)");
+    verb.add_option(
+            "--points", options.points,
+            "instead of the default ones. curve: pages; strides: strides; reach: entries; parallel: chains")
+        ->type_name("N,N,...");
+    verb.add_option("--entries", options.entries, "reach: pde (default), pdpte or pml4e")->type_name("NAME");
+    verb.add_option("--spacing", options.spacing,
+                    "reach: entries from one to the next (default: 1), or random")
+        ->type_name("N");
+    add_number(verb, "--work", options.work, "cycles between accesses (default: 2; parallel: 0)");
+    add_number(verb, "--rounds", options.rounds,
+               "measured rounds over the pages (default: 4; more if few pages)");
+    add_number(verb, "--warm-up", options.warm_up, "rounds before them (default: 2; more if few pages)");
+    add_number(verb, "--trials", options.trials, "sets: sweeps for each point (default: 16)");
+    add_number(verb, "--seed", options.seed, "of everything that is random (default: 1)");
+    verb.add_option("--csv", options.csv, "write the table as CSV (-: to standard output, instead of it)")
+        ->type_name("FILE");
+    verb.add_option("--measured", options.measured, "curve: compare with the curve in this CSV file")
+        ->type_name("FILE");
+    verb.add_option("--column", options.column, "of that file; beside `pages` (default: cycles)")
+        ->type_name("NAME");
+    verb.add_option("--from", options.from, "mean error from so many pages on; repeatable")
+        ->type_name("N")
+        ->expected(1)
+        ->take_all();
+    verb.add_option("--svg", options.svg, "draw both curves")->type_name("FILE");
+    verb.footer(
+        "Experiments:\n"
+        "  geometry  sets, ways and index functions of TLBs and paging-structure caches, found from outside\n"
+        "  curve     latency by number of pages, in a random order; beside a real CPU's with --measured\n"
+        "  strides   how many pages at a stride each level holds\n"
+        "  sets      latency of cyclic sweeps over pages of one set, from one page on\n"
+        "  reach     latency by number of page-directory entries (or upper ones) that pages are below\n"
+        "  parallel  several chases at a time: how many walks are in flight\n"
+        "Examples:\n"
+        "  mmusim microbench --cpu zen3\n"
+        "  mmusim microbench curve --cpu skylake --page 2M --pages 4096\n"
+        "  mmusim microbench strides --points 1,2,4,8,16,4096,8192 --csv -\n"
+        "  mmusim microbench reach --entries pde --spacing 512 --points 4,8,16,32,64\n"
+        "  mmusim microbench curve --measured tests/data/measured/translation_latency_4k.csv "
+        "--column median_of_run_minima --from 83 --from 1300");
+}
+
 /// The exit code, once everything that was printed has arrived.
 int finished(int code)
 {
@@ -163,6 +225,11 @@ try {
         "  mmusim cpus golden_cove\n"
         "  mmusim cpus golden_cove --json");
 
+    tool::MicrobenchOptions bench;
+    CLI::App* bench_verb = app.add_subcommand(
+        "microbench", "Experiments that find a CPU's TLBs and walkers by latency, made with the model");
+    add_microbench_options(*bench_verb, bench, kinds);
+
     tool::ConfigOptions config;
     bool print = false;
     CLI::App* config_verb = app.add_subcommand("config", "Show the effective configuration");
@@ -185,6 +252,12 @@ try {
     if (*validate_verb) return finished(tool::trace_validate(trace));
     if (*policies_verb) return finished(tool::policies());
     if (*cpus_verb) return finished(tool::cpus(cpus));
+    if (*bench_verb) {
+        for (const CLI::Option* option : bench_verb->get_options()) {
+            if (option->count() > 0) bench.given.push_back(option->get_name());
+        }
+        return finished(tool::microbench(bench));
+    }
     if (*config_verb) return finished(tool::config_print(config));
     if (*version_verb) return finished(tool::version());
     return no_verb(*trace_verb ? "mmusim trace" : "mmusim");

@@ -64,6 +64,32 @@ struct CpusOptions {
     bool json = false;    ///< the text of the profile itself
 };
 int cpus(const CpusOptions& options);
+
+/// As they were given; what is left out has the experiment's own default.
+struct MicrobenchOptions {
+    std::string experiment = "geometry";
+    std::vector<std::string> given;  ///< names of the options that were
+    std::string cpu = "golden_cove";
+    AccessKind kind = AccessKind::read;
+    std::string page = "4K";
+    std::string mapping = "shared";
+    std::optional<std::uint64_t> pages;
+    std::optional<std::uint64_t> stride;
+    std::string points;
+    std::string entries = "pde";
+    std::string spacing = "1";
+    std::optional<std::uint64_t> work;
+    std::optional<std::uint64_t> rounds;
+    std::optional<std::uint64_t> warm_up;
+    std::optional<std::uint64_t> trials;
+    std::optional<std::uint64_t> seed;
+    std::string csv;  ///< a file, "-", or empty
+    std::string measured;
+    std::string column = "cycles";
+    std::vector<std::uint64_t> from;
+    std::string svg;
+};
+int microbench(const MicrobenchOptions& options);
 int config_print(const ConfigOptions& options);
 int version();
 

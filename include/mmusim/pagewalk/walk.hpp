@@ -175,16 +175,29 @@ template <PagingMode Mode, TableMemory Tables>
 [[nodiscard, gnu::noinline]] bool set_ad_bits(Tables& tables, int level, Frame<typename Tables::Space> table,
                                               LinearAddress address, const Descent& way, bool make_dirty)
 {
+    // A table may be an entry of itself: then an entry on the way is there twice, and what the walk has made
+    // of it above is what it finds below.
+    struct Done {
+        Frame<typename Tables::Space> table;
+        unsigned offset = 0;
+        std::uint64_t raw = 0;
+    };
+    std::array<Done, kMaxLevels + 1> done{};
+    std::size_t count = 0;
     for (; level >= way.level; --level) {
-        const std::uint64_t raw = way.raw[static_cast<std::size_t>(level)];
+        const unsigned offset = Mode.index(address, level) * Mode.entry_bytes;
+        std::uint64_t raw = way.raw[static_cast<std::size_t>(level)];
+        for (std::size_t i = 0; i < count; ++i) {
+            if (done[i].table == table && done[i].offset == offset) raw = done[i].raw;
+        }
         std::uint64_t desired = raw | pte::kAccessed;
         if (level == way.level && make_dirty) desired |= pte::kDirty;
-        const unsigned offset = Mode.index(address, level) * Mode.entry_bytes;
         using Word = EntryWord<Mode>;
         if (desired != raw &&
             !tables.exchange(table, offset, static_cast<Word>(raw), static_cast<Word>(desired))) {
             return false;
         }
+        done[count++] = {table, offset, desired};
         table = Frame<typename Tables::Space>{Pte<Mode>{raw}.table_address() >> kPageShift};
     }
     return true;
