@@ -78,6 +78,7 @@ public:
                              .kind = options_.kind});
     }
     void shuffle() { random_.shuffle(accesses_); }
+
     /// Cycles of an access, once it goes round.
     double chase()
     {
@@ -100,6 +101,7 @@ private:
             bed_.access(options_.kind, others[random_.below(kOtherPages)]);
         }
     }
+
     double run(unsigned least_rounds)
     {
         const std::uint64_t rounds =

@@ -158,6 +158,22 @@ TEST_CASE("clock: a gap before what is no access takes issue slots as any other"
     CHECK(clock.now() == 161 + 5);
 }
 
+TEST_CASE("clock: gaps one after the other", "[timing]")
+{
+    Clock blocking{ClockKind::blocking, 0, 4, kLabels};
+    blocking.pass(3);
+    blocking.pass(3);
+    CHECK(blocking.now() == 2);  // each rounded up by itself
+    Clock clock = window(2, 4);
+    clock.pass(3);
+    clock.pass(3);
+    CHECK(clock.now() == 0);  // counts when something after it is issued
+    CHECK(pass(clock, 0, 5) == 1);
+    CHECK(clock.now() == 6);
+    clock.pass(1000);
+    CHECK(clock.now() == 6);
+}
+
 // --- slot by slot
 // -------------------------------------------------------------------------------------------
 

@@ -470,6 +470,45 @@ TEST_CASE("stale entries: G counts only while CR4.PGE is set", "[tlb]")
     CHECK(guest.counters().walks == walks + 2);
 }
 
+TEST_CASE("stale entries: none lets an instruction pass in which a write comes before a fault", "[tlb]")
+{
+    for (const AccessKind kind : {AccessKind::read, AccessKind::write}) {
+        for (const bool crossing : {false, true}) {
+            INFO(mmusim::name_of(kind) << (crossing ? ", over two pages" : ", two operands"));
+            StaleGuest guest{Paging::four_level};
+            guest.clear_bits(kLinear, 1, D);
+            for (const std::uint64_t page : {kLinear, kNeighbour, kThird}) CHECK(guest.read(page).ok());
+            guest.clear_bits(kNeighbour, 1, P);
+            const MachineCounters before = guest.counters();
+            Execution execution;
+            std::vector<Operand> operands{Guest::operand(kind, kNeighbour - 4, 8)};
+            if (!crossing) {
+                operands = {Guest::operand(kind, kLinear, 8),
+                            Guest::operand(AccessKind::read, kNeighbour, 1)};
+            }
+            guest.machine.execute(0, operands, Restart::instruction, execution);
+            if (kind == AccessKind::read) {
+                // Nothing that a fault would have to undo: the stale entry may serve.
+                CHECK_FALSE(execution.fault);
+                CHECK(guest.counters().walks == before.walks);
+                continue;
+            }
+            REQUIRE(execution.fault);
+            CHECK(execution.fault->address.value() == kNeighbour);
+            // The write has translated as a read does: a hit, and no D.
+            CHECK((guest.entry(kLinear, 1) & D) == 0);
+            const MachineCounters after = guest.counters();
+            CHECK(after.tlbs[small::kL1d].dirty_walks == 0);
+            CHECK(after.tlbs[small::kL1d].hits == before.tlbs[small::kL1d].hits + 1);
+            CHECK(after.walks == before.walks + 1);
+            // Dropped is the page that faults, and no other.
+            CHECK(guest.read(kThird).ok());
+            CHECK(guest.counters().walks == after.walks);
+            CHECK_FALSE(guest.read(kNeighbour).ok());
+        }
+    }
+}
+
 // --- under shadows
 // ------------------------------------------------------------------------------------------
 

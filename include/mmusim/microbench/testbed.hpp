@@ -17,6 +17,7 @@
 #include <mmusim/words/access.hpp>
 #include <mmusim/words/address.hpp>
 #include <mmusim/words/cycles.hpp>
+#include <mmusim/words/paging_mode.hpp>
 
 namespace mmusim::microbench {
 
