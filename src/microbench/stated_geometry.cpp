@@ -45,7 +45,7 @@ std::optional<StorageShape> shape_in(const TlbArraySpec& array, EntryKind kind, 
 std::optional<StorageShape> shape_in(const TlbSpec& tlb, EntryKind kind, unsigned bits)
 {
     for (const TlbArraySpec& array : tlb.arrays) {
-        if (const auto shape = shape_in(array, kind, bits)) return shape;
+        if (auto shape = shape_in(array, kind, bits)) return shape;
     }
     return std::nullopt;
 }

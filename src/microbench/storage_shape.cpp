@@ -5,7 +5,6 @@
 #include <bit>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 namespace mmusim::microbench {
 
@@ -22,7 +21,7 @@ std::string index_name(const StorageShape& shape)
     const auto bits = static_cast<unsigned>(shape.xor_masks.size());
     if (bits > 1 && shape.xor_masks == reduced_masks(xor_index(bits).xor_masks))
         return fmt::format("xor-{}", bits);
-    return fmt::format("xor {:#x}", fmt::join(shape.xor_masks, " "));
+    return fmt::format("xor {}", masks_text(shape.xor_masks));
 }
 
 }  // namespace
@@ -43,7 +42,7 @@ StorageShape shape_of(std::uint64_t sets, unsigned ways, const IndexSpec& index,
     if (index.xor_masks.empty()) return shape;
     std::vector<std::uint64_t> masks = index.xor_masks;
     for (std::uint64_t& mask : masks) mask &= ones(bits);
-    shape.xor_masks = reduced_masks(std::move(masks));
+    shape.xor_masks = reduced_masks(masks);
     shape.sets = std::uint64_t{1} << shape.xor_masks.size();
     // The parities of single low bits are the number modulo the sets.
     const bool low_bits = std::all_of(shape.xor_masks.begin(), shape.xor_masks.end(),
@@ -52,7 +51,7 @@ StorageShape shape_of(std::uint64_t sets, unsigned ways, const IndexSpec& index,
     return shape;
 }
 
-std::vector<std::uint64_t> reduced_masks(std::vector<std::uint64_t> masks)
+std::vector<std::uint64_t> reduced_masks(std::span<const std::uint64_t> masks)
 {
     std::vector<std::uint64_t> rows;
     for (std::uint64_t mask : masks) {
@@ -78,6 +77,13 @@ std::vector<std::uint64_t> kernel_of(std::span<const std::uint64_t> reduced, uns
         basis.push_back(number | tops);
     }
     return basis;
+}
+
+std::string masks_text(std::span<const std::uint64_t> masks)
+{
+    std::string text;
+    for (const std::uint64_t mask : masks) text += fmt::format("{}{:#x}", text.empty() ? "" : " ", mask);
+    return text;
 }
 
 std::string to_string(const StorageShape& shape)

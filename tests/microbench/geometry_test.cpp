@@ -150,7 +150,7 @@ TEST_CASE("microbench: the geometry of every bundled profile is found", "[microb
 {
     for (const BundledCpuProfile& profile : bundled_cpu_profiles()) {
         INFO(profile.name);
-        for (const std::uint64_t seed : {1, 2, 3}) check_found(bundled(std::string{profile.name}), seed);
+        for (const std::uint64_t seed : {1u, 2u, 3u}) check_found(bundled(std::string{profile.name}), seed);
     }
 }
 

@@ -61,9 +61,10 @@ std::optional<StorageShape> found(const StorageShape& shape, std::uint64_t seed 
 
 TEST_CASE("microbench: masks have one reduced form", "[microbench]")
 {
-    CHECK(reduced_masks({}).empty());
-    CHECK(reduced_masks({0, 0}).empty());
-    CHECK(reduced_masks({0b0110, 0b0011, 0b0101}) == std::vector<std::uint64_t>{0b0101, 0b0011});
+    using Masks = std::vector<std::uint64_t>;
+    CHECK(reduced_masks(Masks{}).empty());
+    CHECK(reduced_masks(Masks{0, 0}).empty());
+    CHECK(reduced_masks(Masks{0b0110, 0b0011, 0b0101}) == Masks{0b0101, 0b0011});
     // However the sets are named: rows replaced by their sums.
     const auto xor_7 = xor_index(7).xor_masks;
     auto renamed = xor_7;
@@ -115,7 +116,8 @@ TEST_CASE("microbench: a shape that is stated in several ways is one", "[microbe
 TEST_CASE("microbench: shapes are found from what fits together", "[microbench]")
 {
     for (const unsigned ways : {1u, 2u, 3u, 4u, 6u, 8u, 12u, 16u, 33u}) {
-        for (const std::uint64_t sets : {1, 2, 3, 4, 7, 16, 31, 64, 96, 100, 128, 192, 384, 512, 768}) {
+        for (const std::uint64_t sets :
+             {1u, 2u, 3u, 4u, 7u, 16u, 31u, 64u, 96u, 100u, 128u, 192u, 384u, 512u, 768u}) {
             const StorageShape shape{sets, ways};
             INFO(to_string(shape));
             CHECK(found(shape) == shape);

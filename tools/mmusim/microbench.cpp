@@ -16,7 +16,6 @@
 #include <vector>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <mmusim/microbench/chase.hpp>
 #include <mmusim/microbench/geometry.hpp>
@@ -207,7 +206,7 @@ std::string index_text(const StorageShape& shape)
 {
     if (shape.sets == 1) return "full";
     if (shape.xor_masks.empty()) return "linear";
-    return fmt::format("{:#x}", fmt::join(shape.xor_masks, " "));
+    return masks_text(shape.xor_masks);
 }
 
 Report geometry(const MicrobenchOptions& options, const Cpu& cpu)

@@ -32,10 +32,12 @@ struct StorageShape {
 
 /// Reduced echelon form over GF(2), each row's highest bit its own, highest first. Rows that depend on others
 /// are gone.
-[[nodiscard]] std::vector<std::uint64_t> reduced_masks(std::vector<std::uint64_t> masks);
+[[nodiscard]] std::vector<std::uint64_t> reduced_masks(std::span<const std::uint64_t> masks);
 /// A basis of the numbers of so many bits on which all of these (reduced) masks have parity 0.
 [[nodiscard]] std::vector<std::uint64_t> kernel_of(std::span<const std::uint64_t> reduced, unsigned bits);
 
+/// "0x2040 0x81".
+[[nodiscard]] std::string masks_text(std::span<const std::uint64_t> masks);
 /// "2048 = 128 sets x 16 ways, xor-7", "96 = 16 sets x 6 ways, linear", "16, fully associative".
 [[nodiscard]] std::string to_string(const StorageShape& shape);
 
