@@ -31,7 +31,7 @@ struct Mmu::Loads {
         Cycles ready;
     };
     int register_level = 0;  ///< whose entries are registers
-    boost::container::static_vector<Load, 2 * kMaxLevels> list;
+    boost::container::static_vector<Load, std::size_t{2} * kMaxLevels> list;
 
     void entry(int level, Mfn table, unsigned offset, std::uint64_t raw)
     {

@@ -2,9 +2,12 @@
 //
 // The curves: closed forms where there are any, capacities to the page, the profile's walkers, and a real
 // CPU's curve.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 

@@ -2,6 +2,7 @@
 //
 // `mmusim microbench`: tables, CSV, a real curve laid over, and what it refuses.
 #include <string>
+#include <vector>
 
 #include "command/command_run.hpp"
 #include "support/catch.hpp"

@@ -2,7 +2,6 @@
 //
 // What the experiments find, from latencies alone, against what the profile states and against figures that
 // are written down here.
-#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>

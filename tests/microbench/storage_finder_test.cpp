@@ -2,11 +2,12 @@
 //
 // Shapes of storages: their canonical form, and how one is found from yes and no alone. The storages here are
 // not those of a machine but the plainest ones that answer.
+#include <bit>
 #include <map>
+#include <optional>
 #include <set>
+#include <utility>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include <mmusim/microbench/storage_shape.hpp>
 

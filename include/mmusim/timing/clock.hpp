@@ -19,31 +19,29 @@ namespace mmusim {
 /// What a cycle was spent on: a place in `CycleLabels`.
 using Label = std::uint16_t;
 
-/// The labels of `cycles.by`: those below, then a TLB each, then table level × cache, then the caches.
+/// The labels of `cycles.by`: those named here, then a TLB each, then table level × cache, then the caches.
 class CycleLabels {
 public:
-    enum Fixed : Label {
-        kInstructions,
-        kFetch,
-        kWalkWait,
-        kWalkStart,
-        kWalkAssist,
-        kGuestFault,
-        kMovCr,
-        kMovCr3,
-        kInvlpg,
-        kInvpcid,
-        kExit,
-        kEntry,
-        kFaultHandler,
-        kGuestWalk,
-        kShadowPage,
-        kPropagate,
-        kEmulate,
-        kLoadRoot,
-        kFlush,
-        kFixed
-    };
+    static constexpr Label kInstructions = 0;
+    static constexpr Label kFetch = 1;
+    static constexpr Label kWalkWait = 2;
+    static constexpr Label kWalkStart = 3;
+    static constexpr Label kWalkAssist = 4;
+    static constexpr Label kGuestFault = 5;
+    static constexpr Label kMovCr = 6;
+    static constexpr Label kMovCr3 = 7;
+    static constexpr Label kInvlpg = 8;
+    static constexpr Label kInvpcid = 9;
+    static constexpr Label kExit = 10;
+    static constexpr Label kEntry = 11;
+    static constexpr Label kFaultHandler = 12;
+    static constexpr Label kGuestWalk = 13;
+    static constexpr Label kShadowPage = 14;
+    static constexpr Label kPropagate = 15;
+    static constexpr Label kEmulate = 16;
+    static constexpr Label kLoadRoot = 17;
+    static constexpr Label kFlush = 18;
+    static constexpr Label kFixed = 19;
 
     CycleLabels() : CycleLabels{{}, {}} {}
     /// Names of the profile's TLBs and data caches.
