@@ -43,8 +43,8 @@ expect 'sideways, spaces, quotes' \
     'src/pagewalk/walk.cpp:2: pagewalk (floor 1) includes mmusim/p2m/p2m.hpp (floor 1)'
 
 put src/words/a.cpp "$spdx" '#include "../machine/wiring.hpp"' '#include "trace/detail.hpp"'
-expect 'private headers' 'src/words/a.cpp:2: words (floor 0) includes ../machine/wiring.hpp (floor 3)
-src/words/a.cpp:3: words (floor 0) includes trace/detail.hpp (floor 4)'
+expect 'private headers' 'src/words/a.cpp:2: words (floor 0) includes ../machine/wiring.hpp (floor 4)
+src/words/a.cpp:3: words (floor 0) includes trace/detail.hpp (floor 5)'
 
 put src/machine/m.cpp "$spdx" '#include <mmusim/attic/x.hpp>'
 put src/attic/x.cpp "$spdx"
