@@ -21,18 +21,6 @@ std::uint64_t table_address(PagingMode mode, std::uint64_t raw)
 
 }  // namespace
 
-PagingMode mode_of(Paging paging)
-{
-    switch (paging) {
-    case Paging::off:
-    case Paging::two_level: return kTwoLevel;
-    case Paging::pae: return kPae;
-    case Paging::four_level: return kFourLevel;
-    case Paging::five_level: return kFiveLevel;
-    }
-    return kTwoLevel;
-}
-
 std::optional<Path> PathSearch::cached()
 {
     search(Which::own);

@@ -34,8 +34,6 @@
 
 namespace mmusim::coherence {
 
-[[nodiscard]] PagingMode mode_of(Paging paging);
-
 /// An answer that was given.
 struct Answer {
     Access access;

@@ -6,22 +6,6 @@
 
 namespace mmusim {
 
-namespace {
-
-PagingMode mode_of(Paging paging)
-{
-    switch (paging) {
-    case Paging::off:
-    case Paging::two_level: return kTwoLevel;
-    case Paging::pae: return kPae;
-    case Paging::four_level: return kFourLevel;
-    case Paging::five_level: return kFiveLevel;
-    }
-    return kTwoLevel;
-}
-
-}  // namespace
-
 /// The trail of a walk: the entries that it loaded, and when.
 struct Mmu::Loads {
     struct Load {

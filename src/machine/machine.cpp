@@ -41,18 +41,6 @@ constexpr Cpuid kHostCpuid{.vendor = Vendor::intel,
                            .page1gb = true,
                            .la57 = true};
 
-PagingMode mode_of(Paging paging)
-{
-    switch (paging) {
-    case Paging::off:
-    case Paging::two_level: return kTwoLevel;
-    case Paging::pae: return kPae;
-    case Paging::four_level: return kFourLevel;
-    case Paging::five_level: return kFiveLevel;
-    }
-    return kTwoLevel;
-}
-
 bool mode_fits(TranslationMode mode, Paging paging)
 {
     switch (mode) {

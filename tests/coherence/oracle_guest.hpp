@@ -24,16 +24,6 @@ inline constexpr std::uint64_t P = 1, W = 2, U = 4, A = 0x20, D = 0x40, PS = 0x8
 inline constexpr std::uint64_t NX = std::uint64_t{1} << 63;
 inline constexpr std::uint64_t kAll = P | W | U | A | D;
 
-inline PagingMode mode_of(Paging paging)
-{
-    switch (paging) {
-    case Paging::pae: return kPae;
-    case Paging::four_level: return kFourLevel;
-    case Paging::five_level: return kFiveLevel;
-    default: return kTwoLevel;
-    }
-}
-
 inline Cpuid everything()
 {
     Cpuid cpuid;

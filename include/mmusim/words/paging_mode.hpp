@@ -65,6 +65,19 @@ inline constexpr PagingMode kPae{Paging::pae, 3, 8, 9, 2, 32, true, true, false}
 inline constexpr PagingMode kFourLevel{Paging::four_level, 4, 8, 9, 9, 48, false, true, true};
 inline constexpr PagingMode kFiveLevel{Paging::five_level, 5, 8, 9, 9, 57, false, true, true};
 
+/// Paging off has no mode of its own: a walk of tables that nobody does is taken for two-level.
+[[nodiscard]] constexpr PagingMode mode_of(Paging paging)
+{
+    switch (paging) {
+    case Paging::off:
+    case Paging::two_level: return kTwoLevel;
+    case Paging::pae: return kPae;
+    case Paging::four_level: return kFourLevel;
+    case Paging::five_level: return kFiveLevel;
+    }
+    return kTwoLevel;
+}
+
 /// The mode that the machine walks when a guest in `guest` runs on shadow pagetables.
 [[nodiscard]] constexpr PagingMode shadow_mode_of(PagingMode guest)
 {
