@@ -15,12 +15,18 @@ struct Mmu::Loads {
         Cycles ready;
     };
     int register_level = 0;  ///< whose entries are registers
-    boost::container::static_vector<Load, std::size_t{2} * kMaxLevels> list;
+    std::size_t count = 0;
+    std::array<Load, std::size_t{2} * kMaxLevels> list;
 
     void entry(int level, Mfn table, unsigned offset, std::uint64_t raw)
     {
         if (level == register_level) return;
-        list.push_back({level, table.address().value() + offset, raw, 0});
+        assert(count < list.size());
+        Load& load = list[count++];
+        load.level = level;
+        load.address = table.address().value() + offset;
+        load.raw = raw;
+        load.ready = 0;
     }
 };
 
@@ -56,7 +62,7 @@ Mmu::Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, con
             const TlbSpec* const next = u + 1 < chain.tlbs.size() ? &chain.tlbs[u + 1]->spec() : nullptr;
             const bool spills =
                 next != nullptr && (next->inclusion == Inclusion::exclusive || next->takes_evictions);
-            chain.plain.push_back(chain.tlbs[u]->spec().inclusion != Inclusion::inclusive && !spills);
+            chain.plain.push_back(chain.tlbs[u]->spec().inclusion != Inclusion::inclusive && !spills ? 1 : 0);
         }
         for (std::size_t u = 1; u < chain.tlbs.size(); ++u) {
             chain.touches_later |= chain.tlbs[u]->spec().touched_by_earlier_hits;
@@ -122,8 +128,9 @@ TlbCounters Mmu::tlb_counters(std::size_t i) const
 
 // --- translation -------------------------------------------------------------------------------------
 
+// Flattened: a miss is a dozen small steps, and their calls would cost a third more.
 template <bool Timed>
-Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passage)
+[[gnu::flatten]] Result<Mmu::Place, PageFault> Mmu::look_up(const Access& access, Passage* passage)
 {
     const Chain& chain = chains_[static_cast<std::size_t>(access.kind)];
     const RightsControl& control = context_.rules.control;
@@ -237,7 +244,6 @@ Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& acc
         passage->spend(CycleLabels::kWalkWait, std::max(passage->now(), resume_ready));
     }
 
-    if (!Timed && !has_pscs_) return walk<Mode>(*tables_, context_.root, context_.rules, access, AdBits::set);
     Loads loads;
     if (Mode.top_in_registers) loads.register_level = Mode.levels;
     const WalkRules& rules = context_.rules;
@@ -250,7 +256,7 @@ Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& acc
     if (!walked && resume.level != 0) {
         // What was cached may be stale. The fault is raised if the tables say so too.
         resume = {};
-        first = loads.list.size();
+        first = loads.count;
         walked = walk<Mode>(*tables_, context_.root, rules, access, AdBits::set, loads);
         if constexpr (Timed) spend_loads(loads, timed, *passage);
     }
@@ -263,7 +269,7 @@ Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& acc
     if (!walked || !has_pscs_) return walked;
 
     Rights rights = resume.level != 0 ? resume.rights : Rights{};
-    for (std::size_t i = first; i + 1 < loads.list.size(); ++i) {
+    for (std::size_t i = first; i + 1 < loads.count; ++i) {
         const Loads::Load& load = loads.list[i];
         rights.user &= (load.raw & pte::kUser) != 0;
         rights.writable &= (load.raw & pte::kWritable) != 0;
@@ -296,7 +302,7 @@ void Mmu::evicted_by_pde(Tlb& owner, const TlbArray::Evicted& evicted)
 
 void Mmu::spend_loads(Loads& loads, std::size_t& from, Passage& passage)
 {
-    for (; from < loads.list.size(); ++from) {
+    for (; from < loads.count; ++from) {
         Loads::Load& load = loads.list[from];
         const Cycles asked = passage.now() + timing_.walker.load_cycles[static_cast<std::size_t>(load.level)];
         const DataCaches::Load done = caches_.load(load.address, asked);
@@ -314,14 +320,19 @@ Mmu::Place Mmu::place_of(const Translation<space::Machine>& translation) const
     return {found.value(), gfn->address(found.offset_in_page()).value()};
 }
 
-Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent)
+inline Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent)
 {
     Tlb& tlb = *chain.tlbs[u];
-    const bool plain = chain.plain[u];
-    TlbArray::Evicted evicted;
-    const Tlb::Fill done = tlb.fill(page, plain ? nullptr : &evicted, absent);
-    const Tlb::Match match = done.match;
-    if (u == 0 && match && !absent) {
+    if (!chain.plain[u]) return fill_making_room(chain, u, page, absent);
+    const Tlb::Fill done = tlb.fill(page, nullptr, absent);
+    if (u == 0 && (!absent || done.kind != EntryKind::page_4k)) filled_first(tlb, page, done, absent);
+    return done.match;
+}
+
+void Mmu::filled_first(Tlb& tlb, const Tlb::Page& page, const Tlb::Fill& done, bool absent)
+{
+    if (!done.match) return;
+    if (!absent) {
         // An older short cut may lead to an entry that a lookup would now find later.
         const std::uint64_t vpn = page.address.value() >> kPageShift;
         for (auto& cuts : short_cuts_) {
@@ -329,24 +340,30 @@ Tlb::Match Mmu::fill(const Chain& chain, std::size_t u, const Tlb::Page& page, b
             if (cut.vpn == vpn) cut.vpn = ~std::uint64_t{0};
         }
     }
-    if (u == 0 && match) {
-        const EntryKind kind = match.array->tag(match.entry).kind();
-        const bool may_come_first = !absent || !tlb.searches_by_size() || tlb.any_larger(kind);
-        if (kind != EntryKind::page_4k && may_come_first) ++epoch_;
-    }
-    if (plain || !done.evicted || evicted.tag.kind() == EntryKind::pde) return match;
+    if (done.kind != EntryKind::page_4k && (!absent || !tlb.searches_by_size() || tlb.any_larger(done.kind)))
+        ++epoch_;
+}
+
+Tlb::Match Mmu::fill_making_room(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent)
+{
+    Tlb& tlb = *chain.tlbs[u];
+    TlbArray::Evicted evicted;
+    const Tlb::Fill done = tlb.fill(page, &evicted, absent);
+    if (u == 0) filled_first(tlb, page, done, absent);
+    if (!done.evicted || evicted.tag.kind() == EntryKind::pde) return done.match;
     if (tlb.spec().inclusion == Inclusion::inclusive) {
         for (Tlb& other : tlbs_) {
             if (other.spec().level < tlb.spec().level) other.drop_overlapping(evicted);
         }
     }
-    if (u + 1 == chain.tlbs.size()) return match;
+    if (u + 1 == chain.tlbs.size()) return done.match;
     const TlbSpec& next = chain.tlbs[u + 1]->spec();
     if (next.inclusion == Inclusion::exclusive || next.takes_evictions) {
         const LinearAddress address{evicted.tag.number() << evicted.content.attributes.entry_shift()};
-        fill(chain, u + 1, {address, evicted.tag.pcid(), evicted.tag.global(), evicted.content}, false);
+        fill_making_room(chain, u + 1, {address, evicted.tag.pcid(), evicted.tag.global(), evicted.content},
+                         false);
     }
-    return match;
+    return done.match;
 }
 
 void Mmu::take_short_cut(const Chain& chain, const Access& access, const Tlb::Match& match)

@@ -69,8 +69,6 @@ Cycles data_cycles(const CpuProfile& cpu, AccessKind kind)
 
 void state(TlbGeometry& one, const TlbSpec& tlb)
 {
-    constexpr std::array<EntryKind, 4> kPages{EntryKind::page_4k, EntryKind::page_2m, EntryKind::page_4m,
-                                              EntryKind::page_1g};
     const unsigned bits = tested_bits(kFourLevel.levels) - shift_of(one.page);
     if (const auto shape = shape_in(tlb, entry_of(one.page), bits)) {
         one.presence = Presence::present;
@@ -78,7 +76,7 @@ void state(TlbGeometry& one, const TlbSpec& tlb)
         return;
     }
     if (tlb.level > 1 && !tlb.splinters) return;
-    for (const EntryKind smaller : kPages) {
+    for (const EntryKind smaller : {EntryKind::page_4k, EntryKind::page_2m}) {
         if (shift_of(smaller) < shift_of(one.page) && shape_in(tlb, smaller, bits)) {
             one.presence = Presence::pieces;
             one.piece_shift = shift_of(smaller);

@@ -12,11 +12,15 @@ IndexSpec xor_index(unsigned bits)
     return spec;
 }
 
-IndexFunction::IndexFunction(const IndexSpec& spec, unsigned sets)
-    : sets_{sets}, power_of_two_{std::has_single_bit(sets)}, masks_{spec.xor_masks}
+IndexFunction::IndexFunction(const IndexSpec& spec, unsigned sets) : last_{sets - 1}, masks_{spec.xor_masks}
 {
     const auto bits = static_cast<unsigned>(masks_.size());
-    if (bits > 0 && spec == xor_index(bits)) fold_ = bits;
+    if (bits == 0) {
+        folds_ = std::has_single_bit(sets);
+    } else {
+        folds_ = spec == xor_index(bits);
+        if (folds_) fold_ = bits;
+    }
 }
 
 }  // namespace mmusim

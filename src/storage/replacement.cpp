@@ -147,6 +147,12 @@ public:
     {
         const std::uint64_t word = words_[set];
         const auto last = groups_ > 1 ? static_cast<unsigned>(word >> last_group_at()) : 0u;
+        if (candidates.count == ways_ && leaves_ == group_ways_) {
+            const unsigned next = last + 1 == groups_ ? 0 : last + 1;
+            unsigned node = 1;
+            while (node < leaves_) node = 2 * node + ((word & node_bit(next, node)) != 0 ? 1 : 0);
+            return next * group_ways_ + node - leaves_;
+        }
         for (unsigned i = 1;; ++i) {
             const unsigned group = (last + i) % groups_;
             if (any(candidates, group * group_ways_, group_ways_)) return in_group(word, group, candidates);

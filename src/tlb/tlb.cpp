@@ -46,11 +46,13 @@ Tlb::Tlb(const TlbSpec& spec) : spec_{spec}
             last = shift_of(kind);
         }
     }
-    // The size itself, or where fragments are held, the largest smaller one.
+    // The size itself, or where fragments are held, the largest smaller one. No paging mode has both 4M and
+    // 1G pages.
     for (std::size_t size = 0; size < kPages.size(); ++size) {
         Place& place = places_[shift_of(kPages[size])];
         for (std::size_t kind = size + 1; kind-- > 0 && place.array == nullptr;) {
             const bool fragment = kind != size;
+            if (kPages[size] == EntryKind::page_1g && kPages[kind] == EntryKind::page_4m) continue;
             if (fragment && spec.level != 1 && !spec.splinters) break;
             if (TlbArray* array = array_of(kPages[kind]))
                 place = {array, kPages[kind], shift_of(kPages[kind])};

@@ -23,14 +23,17 @@ unsigned row_ways_of(const TlbArraySpec& spec)
 TlbArray::TlbArray(const TlbArraySpec& spec)
     : free_{spec.entries}
     , row_ways_{row_ways_of(spec)}
+    , own_rows_{std::all_of(spec.views.begin(), spec.views.end(),
+                            [&](const EntryView& view) { return view.stride == row_ways_; })}
     , row_reciprocal_{((std::uint64_t{1} << kReciprocalShift) + row_ways_ - 1) / row_ways_}
     , replacement_{spec.replacement.make(spec.entries / row_ways_, row_ways_)}
     , tags_(spec.entries)
-    , prints_(spec.entries + sizeof(std::uint64_t), 0)
+    , prints_(spec.entries + kEqualBytes, 0)
     , contents_(spec.entries)
 {
     for (const EntryView& view : spec.views) {
         views_[static_cast<std::size_t>(view.kind)] = {view.ways, view.first_way, view.stride,
+                                                       first_ways(view.ways),
                                                        IndexFunction{spec.index, spec.entries / view.stride}};
     }
 }
@@ -38,6 +41,7 @@ TlbArray::TlbArray(const TlbArraySpec& spec)
 void TlbArray::audit(std::string_view name, std::vector<std::string>& violations) const
 {
     std::array<std::uint32_t, kEntryKinds> live{};
+    unsigned live_kinds = 0;
     std::uint32_t free = 0;
     std::uint32_t fragments = 0;
     for (std::uint32_t i = 0; i < tags_.size(); ++i) {
@@ -52,6 +56,7 @@ void TlbArray::audit(std::string_view name, std::vector<std::string>& violations
             continue;
         }
         ++live[static_cast<std::size_t>(tag.kind())];
+        live_kinds |= 1u << static_cast<unsigned>(tag.kind());
         fragments += contents_[i].attributes.fragment() ? 1 : 0;
         const View& view = views_[static_cast<std::size_t>(tag.kind())];
         const std::uint32_t first = view.ways == 0 ? i + 1 : first_of_set(view, tag.number());
@@ -61,7 +66,7 @@ void TlbArray::audit(std::string_view name, std::vector<std::string>& violations
             if (tags_[j] == tag) complain("is there twice");
         }
     }
-    if (live != live_ || free != free_ || fragments != fragments_) {
+    if (live != live_ || live_kinds != live_kinds_ || free != free_ || fragments != fragments_) {
         violations.push_back(fmt::format("TLB {}: the counts of its entries are wrong", name));
     }
 }

@@ -488,7 +488,8 @@ TEST_CASE("golden_cove has its halves, its index and the fitted walk", "[cpu]")
     const auto* pde = cache_of(profile, 2);
     REQUIRE(pde != nullptr);
     CHECK(pde->array.entries == 32);
-    CHECK(pde->array.ways == 32);
+    CHECK(pde->array.ways == 8);
+    CHECK(pde->array.index.xor_masks == std::vector<std::uint64_t>{2, 4});
     CHECK(cache_of(profile, 3)->array.ways == 4);
     CHECK(cache_of(profile, 4)->array.entries == 4);
     CHECK(cache_of(profile, 4)->array.ways == 4);

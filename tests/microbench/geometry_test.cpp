@@ -108,6 +108,7 @@ TEST_CASE("microbench: what golden_cove states, in figures", "[microbench]")
     CHECK(tlb(stated, 2, kRead, k4k).hit_cycles == 12);
     CHECK(tlb(stated, 2, kFetch, k4k).hit_cycles == 8);
     CHECK(tlb(stated, 1, kFetch, k1g).presence == Presence::pieces);
+    CHECK(tlb(stated, 1, kFetch, k1g).piece_shift == 21);
     CHECK(!tlb(stated, 1, kWrite, k4k).shared_with);
     CHECK(tlb(stated, 2, kFetch, k4k).shared_with == kRead);
 }

@@ -820,6 +820,7 @@ void Hardware::fill(Core& core, const Chain& chain, std::size_t position, Entry 
     if (array == tlb.arrays.end() && (tlb.config.level == 1 || tlb.config.splinters)) {
         for (const EntryKind kind : {EntryKind::page_4m, EntryKind::page_2m, EntryKind::page_4k}) {
             if (shift_of(kind) >= entry.page_shift) continue;
+            if (entry.page_shift == 30 && kind == EntryKind::page_4m) continue;
             array = first_with(kind);
             if (array == tlb.arrays.end()) continue;
             become(kind);

@@ -411,6 +411,7 @@ TEST_CASE("fills: the largest smaller size where a TLB has not the page's", "[tl
         {both, k4K, true, Paging::two_level, 2, 21, 12},
         {with_4m, both, true, Paging::two_level, 2, 22, 21},
         {with_4m, with_4m, false, Paging::four_level, 2, 12, 0},
+        {with_4m, with_4m, true, Paging::four_level, 3, 12, 12},
         {{EntryKind::page_2m}, {EntryKind::page_2m}, false, Paging::four_level, 3, 21, 0},
     };
     for (std::size_t i = 0; i < cases.size(); ++i) {

@@ -178,10 +178,10 @@ private:
     /// TLBs that serve one kind of access, level 1 first.
     struct Chain {
         std::vector<Tlb*> tlbs;
-        std::vector<bool> plain;     ///< of a level: what it evicts concerns no other level
-        bool short_cuts = false;     ///< level-1 hits change no more than a short cut does
-        bool touches_later = false;  ///< some later level counts level-1 hits as use
-        Cycles lookup_cycles = 0;    ///< of level 1
+        std::vector<std::uint8_t> plain;  ///< of a level: what it evicts concerns no other level
+        bool short_cuts = false;          ///< level-1 hits change no more than a short cut does
+        bool touches_later = false;       ///< some later level counts level-1 hits as use
+        Cycles lookup_cycles = 0;         ///< of level 1
         Label label = 0;
     };
     struct Loads;
@@ -212,6 +212,9 @@ private:
     /// Fills the page into level `u` of the chain; what makes room goes where the profile says. `absent`: the
     /// level is known to hold no entry of that page.
     Tlb::Match fill(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent);
+    Tlb::Match fill_making_room(const Chain& chain, std::size_t u, const Tlb::Page& page, bool absent);
+    /// What a fill of level 1 means for the short cuts.
+    void filled_first(Tlb& tlb, const Tlb::Page& page, const Tlb::Fill& done, bool absent);
     void evicted_by_pde(Tlb& owner, const TlbArray::Evicted& evicted);
     void take_short_cut(const Chain& chain, const Access& access, const Tlb::Match& match);
     void drop_address(LinearAddress address);

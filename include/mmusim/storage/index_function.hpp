@@ -26,20 +26,12 @@ public:
     IndexFunction() = default;
     IndexFunction(const IndexSpec& spec, unsigned sets);
 
+    /// `number` < 2^63.
     [[nodiscard]] unsigned operator()(std::uint64_t number) const
     {
-        if (!masks_.empty()) return parity_index(number);
-        if (power_of_two_) return static_cast<unsigned>(number) & (sets_ - 1);
-        return static_cast<unsigned>(number % sets_);
-    }
-
-private:
-    [[nodiscard]] unsigned parity_index(std::uint64_t number) const
-    {
-        // Neighbouring masks that are shifts of each other (XOR-n) come down to shifts of the number.
-        if (fold_ != 0) {
-            return static_cast<unsigned>(number ^ (number >> fold_)) & (sets_ - 1);
-        }
+        if (folds_) [[likely]]
+            return static_cast<unsigned>(number ^ (number >> fold_)) & last_;
+        if (masks_.empty()) return static_cast<unsigned>(number % (std::uint64_t{last_} + 1));
         unsigned set = 0;
         for (std::size_t i = 0; i < masks_.size(); ++i) {
             set |= static_cast<unsigned>(std::popcount(number & masks_[i]) & 1) << i;
@@ -47,9 +39,10 @@ private:
         return set;
     }
 
-    unsigned sets_ = 1;
-    bool power_of_two_ = true;
-    unsigned fold_ = 0;  ///< n of XOR-n; 0: another function
+private:
+    unsigned last_ = 0;   ///< set
+    unsigned fold_ = 63;  ///< n of XOR-n; of `linear` over a power of two, where nothing comes down
+    bool folds_ = true;   ///< one of these two
     std::vector<std::uint64_t> masks_;
 };
 

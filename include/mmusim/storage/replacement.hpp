@@ -91,7 +91,7 @@ public:
     {
         if (fill_is_touch_) [[likely]] {
             apply(touches_[way], words_[set]);
-            stamp(set, way);
+            if (victim_rule_ == VictimRule::oldest) stamp(set, way);
         } else {
             filled(set, way);
         }
@@ -150,7 +150,7 @@ protected:
     std::vector<Touch> touches_;         ///< by way; empty: `hit` must be called
     bool stamps_on_hit_ = false;
     VictimRule victim_rule_ = VictimRule::asked;
-    bool fill_is_touch_ = false;  ///< a fill touches and stamps, and needs no call of `filled`
+    bool fill_is_touch_ = false;  ///< a fill touches, stamps under `oldest`, and needs no call of `filled`
 
 private:
     std::uint64_t own_clock_ = 0;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -58,6 +59,7 @@ public:
     };
     struct Fill {
         Match match;  ///< null if this TLB does not hold such pages
+        EntryKind kind = EntryKind::page_4k;
         bool evicted = false;
     };
     /// `evicted` and `absent` as in TlbArray::insert.
@@ -108,9 +110,11 @@ private:
         unsigned shift = 12;
     };
 
+    static constexpr unsigned kPageKinds = (1u << static_cast<unsigned>(EntryKind::pde)) - 1;
+
     TlbSpec spec_;
     std::vector<TlbArray> arrays_;
-    std::vector<Probe> probes_;     ///< pages alone, in the order of search
+    std::vector<Probe> probes_;     ///< pages alone, in the order of search: by array, then by size
     std::array<Place, 32> places_;  ///< by log2 of the page's bytes
     bool searches_by_size_ = true;
     std::vector<unsigned> recent_pcids_;  ///< most recent first
@@ -118,29 +122,32 @@ private:
 
 inline Tlb::Match Tlb::find(LinearAddress address, unsigned pcid)
 {
-    for (const Probe& probe : probes_) {
-        if (!probe.array->any(probe.kind)) continue;
-        const std::uint32_t entry = probe.array->find(probe.kind, page_number(address, probe.shift), pcid);
-        if (entry != TlbArray::kNone) return {probe.array, entry};
+    for (TlbArray& array : arrays_) {
+        for (unsigned kinds = array.live_kinds() & kPageKinds; kinds != 0; kinds &= kinds - 1) {
+            const auto kind = static_cast<EntryKind>(std::countr_zero(kinds));
+            const std::uint32_t entry = array.find(kind, page_number(address, shift_of(kind)), pcid);
+            if (entry != TlbArray::kNone) return {&array, entry};
+        }
     }
     return {};
 }
 
 inline Tlb::Fill Tlb::fill(const Page& page, TlbArray::Evicted* evicted, bool absent)
 {
-    const Place& place = places_[page.content.attributes.page_shift()];
+    const unsigned page_shift = page.content.attributes.page_shift();
+    const Place& place = places_[page_shift];
     if (place.array == nullptr) return {};
     const std::uint64_t in_entry = (std::uint64_t{1} << place.shift) - 1;
-    TlbContent content;
-    content.frame = page.content.frame & ~in_entry;
-    content.origin = page.content.origin & ~in_entry;
-    content.ready_at = page.content.ready_at;
-    content.attributes = page.content.attributes.as_entry_of(place.shift);
+    TlbContent content = page.content;
+    content.frame &= ~in_entry;
+    content.origin &= ~in_entry;
+    if (place.shift != page_shift || content.attributes.fragment()) [[unlikely]]
+        content.attributes = content.attributes.as_entry_of(place.shift);
     const TlbTag tag{place.kind, page_number(page.address, place.shift), page.pcid, page.global};
     const TlbArray::Insertion done = place.array->insert(tag, content, evicted, absent);
     ++counters.fills;
     counters.evictions += done.evicted ? 1 : 0;
-    return {{place.array, done.entry}, done.evicted};
+    return {{place.array, done.entry}, place.kind, done.evicted};
 }
 
 }  // namespace mmusim

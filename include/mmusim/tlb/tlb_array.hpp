@@ -5,10 +5,10 @@
 // lookup compares whole words.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <mmusim/pagewalk/rights.hpp>
+#include <mmusim/storage/equal_bytes.hpp>
 #include <mmusim/storage/index_function.hpp>
 #include <mmusim/storage/replacement.hpp>
 #include <mmusim/tlb/tlb_spec.hpp>
@@ -45,16 +46,18 @@ public:
     [[nodiscard]] constexpr unsigned page_shift() const { return word_ >> kPageAt & 63; }
     /// log2 of the bytes of the entry: less than the page's for a fragment.
     [[nodiscard]] constexpr unsigned entry_shift() const { return word_ >> kEntryAt & 63; }
-    [[nodiscard]] constexpr bool fragment() const { return entry_shift() < page_shift(); }
+    [[nodiscard]] constexpr bool fragment() const { return (word_ & kFragment) != 0; }
     [[nodiscard]] constexpr TlbAttributes as_entry_of(unsigned shift) const
     {
         TlbAttributes entry = *this;
-        entry.word_ = (word_ & ~(std::uint64_t{63} << kEntryAt)) | std::uint64_t{shift} << kEntryAt;
+        entry.word_ = (word_ & ~(kFragment | std::uint64_t{63} << kEntryAt)) |
+                      std::uint64_t{shift} << kEntryAt | (shift < page_shift() ? kFragment : 0);
         return entry;
     }
 
 private:
-    static constexpr std::uint64_t kUser = 1, kWritable = 2, kNoExecute = 4, kDirty = 8;
+    static constexpr std::uint64_t kUser = 1, kWritable = 2, kNoExecute = 4, kDirty = 8,
+                                   kFragment = std::uint64_t{1} << 24;
     static constexpr unsigned kKeyAt = 4, kPageAt = 8, kEntryAt = 16;
     std::uint64_t word_ = 0;
 };
@@ -115,6 +118,8 @@ public:
     }
     /// Whether any entry of the kind is there.
     [[nodiscard]] bool any(EntryKind kind) const { return live_[static_cast<std::size_t>(kind)] != 0; }
+    /// Bit k: whether any entry of kind k is there.
+    [[nodiscard]] unsigned live_kinds() const { return live_kinds_; }
 
     static constexpr std::uint32_t kNone = ~std::uint32_t{0};
     /// The first entry of the kind for page `number`, global or of the PCID; or kNone.
@@ -176,6 +181,7 @@ private:
         unsigned ways = 0;
         unsigned first_way = 0;
         unsigned stride = 1;
+        unsigned mask = 0;  ///< of the first 16 ways
         IndexFunction index;
     };
     [[nodiscard]] std::uint32_t first_of_set(const View& view, std::uint64_t number) const
@@ -183,42 +189,53 @@ private:
         return view.index(number) * view.stride + view.first_way;
     }
 
-    static constexpr std::uint64_t kEachByte = 0x0101'0101'0101'0101;
-    /// The top bit of each byte of `word` that is 0; bytes above the first such one may be marked in error.
-    [[nodiscard]] static std::uint64_t zero_bytes(std::uint64_t word)
+    /// Bits for so many ways, 16 at most.
+    [[nodiscard]] static unsigned first_ways(unsigned ways)
     {
-        return (word - kEachByte) & ~word & (kEachByte << 7);
+        return (1u << std::min(ways, kEqualBytes)) - 1;
+    }
+    void count(std::size_t kind)
+    {
+        ++live_[kind];
+        live_kinds_ |= 1u << kind;
+    }
+    void uncount(std::size_t kind)
+    {
+        if (--live_[kind] == 0) live_kinds_ &= ~(1u << kind);
     }
     /// Calls `visit(entry)` for the ways from `first` on whose fingerprint is `print`, lowest first, until it
     /// says true; that entry, or kNone.
     template <class Visit>
-    [[nodiscard]] std::uint32_t find_print(std::uint32_t first, unsigned ways, std::uint8_t print,
+    [[nodiscard]] std::uint32_t find_print(std::uint32_t first, const View& view, std::uint8_t print,
                                            Visit visit) const
     {
-        for (unsigned done = 0; done < ways; done += sizeof(std::uint64_t)) {
-            std::uint64_t word = 0;
-            std::memcpy(&word, prints_.data() + first + done, sizeof word);
-            for (std::uint64_t found = zero_bytes(word ^ (kEachByte * print)); found != 0;
-                 found &= found - 1) {
-                const unsigned way = done + static_cast<unsigned>(std::countr_zero(found)) / 8;
-                if (way >= ways) break;
-                if (prints_[first + way] == print && visit(first + way)) return first + way;
+        unsigned mask = view.mask;
+        for (unsigned done = 0;;) {
+            unsigned found = equal_bytes(prints_.data() + first + done, print) & mask;
+            for (; found != 0; found &= found - 1) {
+                const std::uint32_t entry = first + done + static_cast<unsigned>(std::countr_zero(found));
+                if (visit(entry)) return entry;
             }
+            done += kEqualBytes;
+            if (done >= view.ways) [[likely]]
+                return kNone;
+            mask = first_ways(view.ways - done);
         }
-        return kNone;
     }
 
     std::array<View, kEntryKinds> views_;
     std::array<std::uint32_t, kEntryKinds> live_{};
+    unsigned live_kinds_ = 0;
     std::uint32_t fragments_ = 0;
     std::uint32_t free_;
     /// Division by `row_ways_` as a product: exact as long as entries × ways < 2^40.
     static constexpr unsigned kReciprocalShift = 40;
     unsigned row_ways_;  ///< of the policy's rows
+    bool own_rows_;      ///< a set is a row, or part of one; else all entries are one row
     std::uint64_t row_reciprocal_;
     std::unique_ptr<Replacement> replacement_;
     std::vector<TlbTag> tags_;
-    std::vector<std::uint8_t> prints_;  ///< a byte of each tag's hash, 0: free; and 8 bytes beyond the last
+    std::vector<std::uint8_t> prints_;  ///< a byte of each tag's hash, 0: free; and 16 bytes beyond the last
     std::vector<TlbContent> contents_;
     std::uint64_t next_id_ = 0;
 };
@@ -227,7 +244,7 @@ inline std::uint32_t TlbArray::find(EntryKind kind, std::uint64_t number, unsign
 {
     const TlbTag wanted{kind, number, pcid, false};
     const View& view = views_[static_cast<std::size_t>(kind)];
-    return find_print(first_of_set(view, number), view.ways, wanted.fingerprint(), [&](std::uint32_t entry) {
+    return find_print(first_of_set(view, number), view, wanted.fingerprint(), [&](std::uint32_t entry) {
         return tags_[entry].same_page(wanted) && tags_[entry].serves(pcid);
     });
 }
@@ -237,19 +254,19 @@ inline TlbArray::Insertion TlbArray::insert(TlbTag tag, const TlbContent& conten
 {
     const auto kind = static_cast<std::size_t>(tag.kind());
     const View& view = views_[kind];
-    const std::uint32_t first = first_of_set(view, tag.number());
+    const std::uint32_t set = view.index(tag.number());
+    const std::uint32_t first = set * view.stride + view.first_way;
+    const unsigned row = own_rows_ ? set : 0;
+    const std::uint32_t begin = row * row_ways_;
     const std::uint8_t print = tag.fingerprint();
     Insertion done{kNone, false};
     if (!absent) {
-        done.entry =
-            find_print(first, view.ways, print, [&](std::uint32_t entry) { return tags_[entry] == tag; });
+        done.entry = find_print(first, view, print, [&](std::uint32_t entry) { return tags_[entry] == tag; });
     }
     if (done.entry == kNone && free_ != 0) {
-        done.entry = find_print(first, view.ways, 0, [](std::uint32_t) { return true; });
+        done.entry = find_print(first, view, 0, [](std::uint32_t) { return true; });
     }
     if (done.entry == kNone) {
-        const unsigned row = row_of(first);
-        const unsigned begin = row * row_ways_;
         done = {begin + replacement_->find_victim(row, {first - begin, view.ways}), true};
         if (evicted != nullptr) *evicted = {tags_[done.entry], contents_[done.entry]};
     }
@@ -257,12 +274,12 @@ inline TlbArray::Insertion TlbArray::insert(TlbTag tag, const TlbContent& conten
     const TlbTag old = tags_[done.entry];
     if (!old.valid()) {
         --free_;
-        ++live_[kind];
+        count(kind);
     } else {
         fragments_ -= place.attributes.fragment() ? 1 : 0;
         if (old.kind() != tag.kind()) {
-            --live_[static_cast<std::size_t>(old.kind())];
-            ++live_[kind];
+            uncount(static_cast<std::size_t>(old.kind()));
+            count(kind);
         }
     }
     tags_[done.entry] = tag;
@@ -273,14 +290,13 @@ inline TlbArray::Insertion TlbArray::insert(TlbTag tag, const TlbContent& conten
     place.attributes = content.attributes;
     place.id = ++next_id_;
     fragments_ += content.attributes.fragment() ? 1 : 0;
-    const unsigned row = row_of(done.entry);
-    replacement_->on_fill(row, done.entry - row * row_ways_);
+    replacement_->on_fill(row, done.entry - begin);
     return done;
 }
 
 inline void TlbArray::remove(std::uint32_t entry)
 {
-    --live_[static_cast<std::size_t>(tags_[entry].kind())];
+    uncount(static_cast<std::size_t>(tags_[entry].kind()));
     fragments_ -= contents_[entry].attributes.fragment() ? 1 : 0;
     ++free_;
     tags_[entry] = {};
