@@ -122,15 +122,17 @@ std::unique_ptr<mmusim::Machine> guest(const Setup& setup, std::uint64_t pages)
     return machine;
 }
 
-void random_pages(benchmark::State& state, const Setup& setup)
+void pages(benchmark::State& state, const Setup& setup, bool in_order)
 {
     const auto pages = static_cast<std::uint64_t>(state.range(0));
     const auto machine = guest(setup, pages);
     std::vector<StreamAccess> accesses(1 << 20);
     std::uint64_t random = 1;
+    std::uint64_t next = 0;
     for (StreamAccess& access : accesses) {
         random = random * 6364136223846793005 + 1442695040888963407;
-        access.address = mmusim::LinearAddress{(random >> 33) % pages * 4096};
+        const std::uint64_t page = in_order ? next++ : random >> 33;
+        access.address = mmusim::LinearAddress{page % pages * 4096};
         access.bytes = 8;
     }
     for (auto _ : state) benchmark::DoNotOptimize(machine->run(0, accesses));
@@ -139,6 +141,16 @@ void random_pages(benchmark::State& state, const Setup& setup)
     state.counters["walks/access"] =
         static_cast<double>(counters.walks) /
         (static_cast<double>(state.iterations()) * static_cast<double>(accesses.size()));
+}
+
+void random_pages(benchmark::State& state, const Setup& setup)
+{
+    pages(state, setup, false);
+}
+
+void pages_in_order(benchmark::State& state, const Setup& setup)
+{
+    pages(state, setup, true);
 }
 
 constexpr auto kShadow = mmusim::TranslationMode::shadow;
@@ -174,6 +186,8 @@ BENCHMARK_CAPTURE(random_pages, golden_cove_clock_off, Setup{"golden_cove", Cloc
     ->Arg(512)
     ->Arg(16384)
     ->Arg(262144);
+BENCHMARK_CAPTURE(pages_in_order, golden_cove_clock_off, Setup{"golden_cove", ClockKind::off})->Arg(16384);
+BENCHMARK_CAPTURE(pages_in_order, none_clock_off, Setup{"none", ClockKind::off})->Arg(16384);
 BENCHMARK_CAPTURE(random_pages, zen4_clock_off, Setup{"zen4", ClockKind::off})->Arg(48)->Arg(16384);
 BENCHMARK_CAPTURE(random_pages, golden_cove_blocking, Setup{"golden_cove", ClockKind::blocking})
     ->Arg(48)
