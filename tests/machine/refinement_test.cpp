@@ -29,6 +29,7 @@
 #include <mmusim/machine/machine.hpp>
 
 #include "support/catch.hpp"
+#include "support/random.hpp"
 #include "support/reference_machine.hpp"
 
 namespace {
@@ -54,28 +55,7 @@ struct Mismatch : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-class Random {
-public:
-    explicit Random(std::uint64_t seed) : state_{seed} {}
-
-    std::uint64_t word()
-    {
-        std::uint64_t z = state_ += 0x9e37'79b9'7f4a'7c15;
-        z = (z ^ (z >> 30)) * 0xbf58'476d'1ce4'e5b9;
-        z = (z ^ (z >> 27)) * 0x94d0'49bb'1331'11eb;
-        return z ^ (z >> 31);
-    }
-    unsigned below(unsigned limit) { return static_cast<unsigned>(word() % limit); }
-    bool percent(unsigned chance) { return below(100) < chance; }
-    template <class T, std::size_t N>
-    T one_of(const std::array<T, N>& values)
-    {
-        return values[below(N)];
-    }
-
-private:
-    std::uint64_t state_;
-};
+using Random = support::Random64;
 
 // --- the guest's RAM -----------------------------------------------------------------------------------
 

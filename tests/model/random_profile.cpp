@@ -8,6 +8,8 @@
 
 #include <fmt/format.h>
 
+#include "support/random.hpp"
+
 namespace model {
 
 namespace {
@@ -221,7 +223,7 @@ private:
         return made;
     }
 
-    Random64 random_;
+    support::Random64 random_;
     unsigned scale_ = 1;
 };
 

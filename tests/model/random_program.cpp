@@ -7,6 +7,7 @@
 
 #include "model/guest_tables.hpp"
 #include "model/random_profile.hpp"
+#include "support/random.hpp"
 
 namespace model {
 
@@ -121,7 +122,7 @@ private:
     void invalidate();
     void paging_off_for_a_while();
 
-    Random64 random_;
+    support::Random64 random_;
     ProgramOptions options_;
     Program program_;
     reference::Memory image_;
