@@ -139,7 +139,7 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access)
 Machine::Step Machine::missed(unsigned index, const Access& access, const PageFault& fault)
 {
     vcpus_[index].mmu->page_fault(access.address);
-    if (shadow_) return exit_to_hypervisor(index, access);
+    if (shadow_) return exit_to_hypervisor(index, access, fault.error_code);
     raise_page_fault(index, access.address);
     return faulted(fault);
 }
@@ -154,10 +154,10 @@ Machine::Step Machine::step_of(const FaultAnswer& answer)
     return {Step::Kind::retry, {}};
 }
 
-Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access)
+Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access, std::uint32_t error_code)
 {
     FaultAnswer answer;
-    exit_for(index, access, answer);
+    exit_for(index, access, error_code, answer);
     if (answer.kind == FaultAnswer::Kind::guest) raise_page_fault(index, access.address);
     return step_of(answer);
 }
@@ -249,6 +249,10 @@ std::size_t Machine::first_to_fault(const Vcpu& vcpu)
     return static_cast<std::size_t>(faulting - pages_.begin());
 }
 
+/// Faults of one page of an instruction, on average, after which the hypervisor emulates all of it: more than
+/// any that gets on has.
+constexpr std::size_t kPatience = 50;
+
 std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follows)
 {
     // The CPU checks every translation before any takes effect. Where one will fault, the writes before it
@@ -265,8 +269,10 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
     const auto same_operand = [&](std::size_t i, std::size_t j) {
         return j < pages_.size() && pages_[i].operand == pages_[j].operand;
     };
+    // Operands that need each other's tables as data could take turns for ever.
+    std::size_t patience = kPatience * pages_.size();
     for (;;) {
-        bool emulating = false;
+        bool emulating = shadow_ && patience == 0;
         for (std::size_t i = 0; i < pages_.size();) {
             const bool second_page = i > 0 && same_operand(i, i - 1);
             if (clock_ && !second_page) {
@@ -282,6 +288,7 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
                                   : translate<false>(index, access);
             if (steps_[i].kind == Step::Kind::fault) return i;
             if (steps_[i].kind == Step::Kind::retry) {
+                if (patience != 0 && --patience == 0) emulating = true;
                 // The whole instruction again, or its operand from the first page on.
                 i = restart == Restart::instruction ? 0 : i - (second_page ? 1 : 0);
                 continue;
@@ -350,17 +357,19 @@ void Machine::execute(unsigned index, std::span<const Operand> operands, Restart
 
 void Machine::store(const Placed& placed, std::span<const std::byte> bytes)
 {
+    boost::container::static_vector<ShadowEngine::StorePart, 2> emulated;
     std::size_t done = 0;
     for (const Placed::Part& part : placed.pages()) {
         const auto piece = bytes.subspan(done, part.bytes);
+        if (oracle_) oracle_->before_store(part.address, piece);
         if (part.emulated) {
-            emulated_store(part.address, piece);
+            emulated.push_back({part.address, piece});
         } else {
-            if (oracle_) oracle_->before_store(part.address, piece);
             guest_memory_.write(part.address, piece);
         }
         done += part.bytes;
     }
+    if (!emulated.empty()) emulated_store(emulated);
 }
 
 void Machine::load(const Placed& placed, std::span<std::byte> bytes) const

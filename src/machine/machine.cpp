@@ -124,12 +124,22 @@ void Machine::start()
     if (oracle_) oracle_->reset();
     if (!native()) {
         shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
-                                                 config_.policy(), config_.populate, pool_.value_or(Mfn{}));
+                                                 config_.policy(), config_.populate, pool_.value_or(Mfn{}),
+                                                 pool_pages());
     }
     if (config_.clock != ClockKind::off) {
         clock_.emplace(config_.clock, config_.window, timing().front_end.issue_width, labels_.size());
     }
     for (unsigned i = 0; i < vcpus_.size(); ++i) refresh(i);
+}
+
+std::uint64_t Machine::pool_pages() const
+{
+    std::uint64_t ram = 0;
+    for (const GfnRange& range : config_.ram) ram += range.count;
+    const std::uint64_t wanted =
+        config_.shadow_pool_pages != 0 ? config_.shadow_pool_pages : default_shadow_pool(config_.vcpus, ram);
+    return std::min(wanted, kPoolFrames - 1);
 }
 
 void Machine::reset()
@@ -223,6 +233,7 @@ bool Machine::adopt_root(unsigned index)
 void Machine::flush_hardware(unsigned index)
 {
     vcpus_[index].mmu->drop_everything(true);
+    if (shadow_) shadow_->hardware_flushed(index);
     if (clock_) clock_->serialize(CycleLabels::kFlush, timing().hypervisor.flush);
 }
 
@@ -274,19 +285,18 @@ void Machine::charge(const ShadowWork& before)
     clock_->serialize(CycleLabels::kLoadRoot, (now.roots_loaded - before.roots_loaded) * prices.load_root);
 }
 
-void Machine::exit_for(unsigned index, const Access& access, FaultAnswer& answer)
+void Machine::exit_for(unsigned index, const Access& access, std::uint32_t error_code, FaultAnswer& answer)
 {
     in_hypervisor(index, [&] {
-        answer = shadow_->fault(index, vcpus_[index].guest, access);
+        answer = shadow_->fault(index, vcpus_[index].guest, access, error_code);
         return false;
     });
 }
 
-void Machine::emulated_store(GuestPhysical at, std::span<const std::byte> bytes)
+void Machine::emulated_store(std::span<const ShadowEngine::StorePart> parts)
 {
     const ShadowWork before = shadow_->work();
-    if (oracle_) oracle_->before_store(at, bytes);
-    shadow_->emulated_store(at, bytes);
+    shadow_->emulated_store(parts);
     charge(before);
     settle_all();
 }
@@ -491,7 +501,6 @@ std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
     const Registers& registers = vcpus_[vcpu].registers;
     if (!registers.long_mode()) address = LinearAddress{address.value() & 0xffff'ffff};
     if (registers.cpl != 0) return general_protection(kPrivileged);
-    if (shadow_) shadow_->count_invlpg();
     // Not canonical: no operation.
     const bool nothing = registers.long_mode() && !canonical(address.value(), registers.linear_bits());
     if (oracle_ && !nothing) oracle_->invalidated_page(vcpu, pcid_of(registers), address, true, "INVLPG");
@@ -506,10 +515,9 @@ std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
 
 bool Machine::flush_shadow_page(unsigned vcpu, LinearAddress address)
 {
-    const bool splintered = shadow_->splintered(vcpu, address);
-    shadow_->flush(vcpu, GuestFlush::address, address);
-    vcpus_[vcpu].mmu->invlpg(address);
-    return splintered;
+    const InvlpgAnswer answer = shadow_->invlpg(vcpu, address);
+    if (!answer.suppress) vcpus_[vcpu].mmu->invlpg(address);
+    return answer.flush_all;
 }
 
 std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std::uint64_t pcid,
@@ -552,6 +560,7 @@ std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std
     in_hypervisor(vcpu, [&] {
         if (kind == InvpcidType::address) return flush_shadow_page(vcpu, address);
         shadow_->flush(vcpu, kind == InvpcidType::context ? GuestFlush::context : GuestFlush::everything);
+        shadow_->load_roots(vcpu, vcpus_[vcpu].guest);
         return true;
     });
     return std::nullopt;
@@ -613,22 +622,19 @@ std::vector<std::string> Machine::audit() const
 
 void Machine::audit_against_shadows(const Mmu& mmu, std::vector<std::string>& violations) const
 {
-    // The hypervisor flushes whenever it takes something away, so all that is cached is in the shadows too.
-    const HardwareContext& context = mmu.context();
-    const WalkRules present{context.rules.entries, RightsControl{}};
-    MachineTables tables{*table_memory_};  // of its own: these walks are not counted
+    // What the guest took away it must flush itself; what the hypervisor relies on must hold at once.
     mmu.for_each_translation([&](const TlbSpec& tlb, TlbTag tag, const TlbContent& content) {
-        const unsigned shift = content.attributes.entry_shift();
-        const Access access{LinearAddress{tag.number() << shift}};
-        const auto walked = walk_in(context.paging, tables, context.root, present, access, AdBits::leave);
-        const Rights cached = content.attributes.rights();
-        const bool same = walked && walked->address.value() == content.frame &&
-                          walked->rights.user == cached.user && walked->rights.key == cached.key &&
-                          walked->rights.writable >= cached.writable &&
-                          walked->rights.no_execute <= cached.no_execute;
-        if (same) return;
-        violations.push_back(fmt::format("TLB {} holds a translation of {} that the shadows do not", tlb.name,
-                                         access.address));
+        const LinearAddress address{tag.number() << content.attributes.entry_shift()};
+        const auto frame = p2m_.gfn_of(Mfn::of(MachineAddress{content.frame}));
+        if (!frame) {
+            violations.push_back(fmt::format(
+                "TLB {} holds a translation of {} to a frame that is not the guest's", tlb.name, address));
+        } else if (content.attributes.rights().writable && content.attributes.dirty() &&
+                   shadow_->traps_writes_to(*frame)) {
+            violations.push_back(
+                fmt::format("TLB {} holds a writable translation of {} to frame {}, which is a table",
+                            tlb.name, address, *frame));
+        }
     });
 }
 

@@ -130,12 +130,60 @@ void set_check_coherence(ReplayConfig& config, const std::string& key, const Jso
     config.check_coherence = boolean_of(key, value);
 }
 
-constexpr std::array<Key, 12> kKeys{{
+constexpr std::uint64_t kLeastPool = 16;
+constexpr std::uint64_t kLargestPool = std::uint64_t{1} << 22;
+
+void set_pool(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    if (value.is_null()) {
+        config.shadow_pool_pages.reset();
+        return;
+    }
+    const std::uint64_t pages = count_of(key, value);
+    if (pages < kLeastPool || pages >= kLargestPool) {
+        refuse(key, fmt::format("{} pages are not from {} to {}", pages, kLeastPool, kLargestPool - 1));
+    }
+    config.shadow_pool_pages = pages;
+}
+
+template <bool ShadowSwitches::*Switch>
+void set_switch(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    config.custom.switches.*Switch = boolean_of(key, value);
+}
+
+template <unsigned ShadowSizes::*Size, unsigned Least>
+void set_size(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    constexpr unsigned kMost = 512;
+    const std::uint64_t size = count_of(key, value);
+    if (size < Least || size > kMost) refuse(key, fmt::format("{} is not from {} to {}", size, Least, kMost));
+    config.custom.sizes.*Size = static_cast<unsigned>(size);
+}
+
+constexpr std::array<Key, 26> kKeys{{
     {"mode", set_mode},
     {"p2m", set_p2m},
     {"policy",
      [](auto& config, const auto& key, const auto& value) { config.policy = string_of(key, value); }},
     {"shadow.populate", set_populate},
+    {"shadow.pool_pages", set_pool},
+    {"shadow.custom.writable_heuristic", set_switch<&ShadowSwitches::writable_heuristic>},
+    {"shadow.custom.early_unshadow", set_switch<&ShadowSwitches::early_unshadow>},
+    {"shadow.custom.fast_fault_path", set_switch<&ShadowSwitches::fast_fault_path>},
+    {"shadow.custom.prefetch", set_switch<&ShadowSwitches::prefetch>},
+    {"shadow.custom.linux_l3_toplevel", set_switch<&ShadowSwitches::linux_l3_toplevel>},
+    {"shadow.custom.skip_verify", set_switch<&ShadowSwitches::skip_verify>},
+    {"shadow.custom.virtual_tlb", set_switch<&ShadowSwitches::virtual_tlb>},
+    {"shadow.custom.fast_emulation", set_switch<&ShadowSwitches::fast_emulation>},
+    {"shadow.custom.out_of_sync",
+     [](auto& config, const auto& key, const auto& value) {
+         config.custom.out_of_sync = boolean_of(key, value);
+     }},
+    {"shadow.custom.out_of_sync_tables", set_size<&ShadowSizes::out_of_sync, 1>},
+    {"shadow.custom.fixups", set_size<&ShadowSizes::fixups, 0>},
+    {"shadow.custom.prefetch_window", set_size<&ShadowSizes::prefetch_window, 1>},
+    {"shadow.custom.virtual_tlb_entries", set_size<&ShadowSizes::virtual_tlb, 1>},
     {"cpu", [](auto& config, const auto& key, const auto& value) { config.cpu = string_of(key, value); }},
     {"clock", set_clock},
     {"data_caches.program", set_program_uses_caches},
@@ -170,12 +218,30 @@ void apply_at(ReplayConfig& config, const std::string& path, const Json& value)
     for (const Key& key : kKeys) {
         if (path == key.path) return key.set(config, path, value);
     }
-    const bool inner = path.empty() || path == "shadow" || path == "data_caches";
+    const bool inner = path.empty() || path == "shadow" || path == "shadow.custom" || path == "data_caches";
     if (!inner) refuse(path, "is not known; `mmusim config --print` shows all keys");
     if (!value.is_object()) refuse(path, fmt::format("must be an object, but is {}", value.type_name()));
     for (const auto& [name, member] : value.items()) {
         apply_at(config, path.empty() ? name : fmt::format("{}.{}", path, name), member);
     }
+}
+
+Json to_json(const CustomShadowPolicy& custom)
+{
+    const ShadowSwitches& switches = custom.switches;
+    return Json{{"writable_heuristic", switches.writable_heuristic},
+                {"early_unshadow", switches.early_unshadow},
+                {"fast_fault_path", switches.fast_fault_path},
+                {"prefetch", switches.prefetch},
+                {"linux_l3_toplevel", switches.linux_l3_toplevel},
+                {"skip_verify", switches.skip_verify},
+                {"virtual_tlb", switches.virtual_tlb},
+                {"fast_emulation", switches.fast_emulation},
+                {"out_of_sync", custom.out_of_sync},
+                {"out_of_sync_tables", custom.sizes.out_of_sync},
+                {"fixups", custom.sizes.fixups},
+                {"prefetch_window", custom.sizes.prefetch_window},
+                {"virtual_tlb_entries", custom.sizes.virtual_tlb}};
 }
 
 }  // namespace
@@ -186,7 +252,10 @@ nlohmann::ordered_json to_json(const ReplayConfig& config)
         {"mode", name_of(config.mode)},
         {"p2m", config.p2m ? to_string(*config.p2m) : "header"},
         {"policy", config.policy},
-        {"shadow", {{"populate", config.populate == Populate::leaf ? "leaf" : "step"}}},
+        {"shadow",
+         {{"populate", config.populate == Populate::leaf ? "leaf" : "step"},
+          {"pool_pages", config.shadow_pool_pages ? Json(*config.shadow_pool_pages) : Json(nullptr)},
+          {"custom", to_json(config.custom)}}},
         {"cpu", config.cpu},
         {"clock", clock_text(config)},
         {"data_caches", {{"program", config.program_uses_caches}}},

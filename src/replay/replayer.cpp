@@ -22,13 +22,19 @@ MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& conf
     machine.p2m = config.p2m.value_or(header.p2m);
     machine.mode = config.mode;
     machine.policy = catalog.find(config.policy);
+    if (config.policy == "custom")
+        machine.policy = [parts = config.custom] { return make_custom_policy(parts); };
     machine.populate = config.populate;
+    machine.shadow_pool_pages = config.shadow_pool_pages.value_or(0);
     machine.cpu = std::make_shared<const CpuProfile>(find_cpu_profile(config.cpu));
     machine.clock = config.clock;
     machine.window = config.window;
     machine.program_uses_caches = config.program_uses_caches;
     // What a recording expects of accessed and dirty bits depends on what was cached.
-    machine.check_coherence = config.check_coherence || (config.check && !machine.cpu->tlbs.tlbs.empty());
+    const bool stale_shadows =
+        config.mode != TranslationMode::native && !machine.policy()->declared().coherent();
+    machine.check_coherence =
+        config.check_coherence || (config.check && (stale_shadows || !machine.cpu->tlbs.tlbs.empty()));
     return machine;
 }
 
@@ -91,6 +97,8 @@ void Replayer::replay(const Record& record)
     try {
         std::visit([this](const auto& one) { replay_record(one); }, record);
     } catch (const ModeMismatch& error) {
+        throw RecordError(error.what(), {});
+    } catch (const DomainCrashed& error) {
         throw RecordError(error.what(), {});
     }
     if (skipped_) ++running_.records;

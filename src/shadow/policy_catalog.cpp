@@ -28,6 +28,19 @@ const ShadowPolicyFactory& ShadowPolicyCatalog::find(std::string_view name) cons
 ShadowPolicyCatalog builtin_shadow_policies()
 {
     ShadowPolicyCatalog catalog;
+    catalog.add("xen",
+                "level-1 tables go out of sync at the first write and are resynced at flushes; writes to "
+                "upper ones are "
+                "emulated",
+                [] { return make_custom_policy({}); });
+    catalog.add("xen-2006", "as xen, but each write to a table is emulated: Xen until June 2008",
+                [] { return make_custom_policy({.out_of_sync = false}); });
+    catalog.add("xen-2006-first", "as xen-2006, with the two optimisations of August 2006 alone", [] {
+        return make_custom_policy(
+            {.switches = {.writable_heuristic = true, .early_unshadow = true}, .out_of_sync = false});
+    });
+    catalog.add("custom", "xen with the switches and sizes of the configuration's keys shadow.custom",
+                [] { return make_custom_policy({}); });
     catalog.add("write-protect",
                 "guest tables are read-only, each write to one is emulated and propagated; shadows are kept "
                 "and shared",

@@ -14,7 +14,10 @@ class TlbLikePolicy final : public ShadowPolicy {
 public:
     [[nodiscard]] PolicyDeclaration declared() const override
     {
-        return {ShadowKeying::position, false, 0b111110};
+        return {.keyed_by = ShadowKeying::position,
+                .protects_tables = false,
+                .stale_levels = 0b111110,
+                .sizes = {.out_of_sync = 0}};
     }
 
     [[nodiscard]] FlushAnswer on_flush(unsigned, GuestFlush flush) override

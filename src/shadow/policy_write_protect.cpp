@@ -11,10 +11,7 @@ namespace {
 
 class WriteProtectPolicy final : public ShadowPolicy {
 public:
-    [[nodiscard]] PolicyDeclaration declared() const override
-    {
-        return {ShadowKeying::frame_and_type, true, 0};
-    }
+    [[nodiscard]] PolicyDeclaration declared() const override { return {.sizes = {.out_of_sync = 0}}; }
 
     [[nodiscard]] FlushAnswer on_flush(unsigned, GuestFlush) override { return FlushAnswer::nothing; }
 };

@@ -24,13 +24,13 @@ Mfn frame_in(std::uint64_t entry)
     return Mfn{(entry & pte::kFrame) >> kPageShift};
 }
 
-/// Whether a cached copy of `old` permits or answers what `now` does not. (A page that becomes the user's may
-/// be closed to the supervisor, by SMAP and SMEP.)
+/// Whether an entry above level 1 that becomes `now` leaves something in the hardware that `now` does not
+/// give.
 bool takes_away(std::uint64_t old, std::uint64_t now)
 {
     if ((old & pte::kPresent) == 0) return false;
-    constexpr std::uint64_t kSame = pte::kPresent | pte::kFrame | pte::kKey | pte::kPageSize | pte::kUser;
-    return ((old ^ now) & kSame) != 0 || (old & ~now & pte::kWritable) != 0 ||
+    constexpr std::uint64_t kRights = pte::kPresent | pte::kWritable | pte::kUser;
+    return ((old ^ now) & pte::kFrame) != 0 || (old & ~now & kRights) != 0 ||
            (now & ~old & pte::kNoExecute) != 0;
 }
 
@@ -42,21 +42,54 @@ bool maps_writable(std::uint64_t entry)
 
 }  // namespace
 
-ShadowCache::ShadowCache(SparseMemory& machine, Mfn pool_first, bool track_writable, ShadowCounters& counters)
-    : machine_{&machine}, counters_{&counters}, track_writable_{track_writable}, pool_first_{pool_first}
+ShadowCache::ShadowCache(SparseMemory& machine, Mfn pool_first, std::uint64_t pool_pages, FlushFilter& filter,
+                         ShadowCounters& counters)
+    : machine_{&machine}
+    , filter_{&filter}
+    , counters_{&counters}
+    , pool_first_{pool_first}
+    , pool_pages_{pool_pages}
 {
+    buckets_.fill(kNoShadow);
 }
 
 ShadowId ShadowCache::find(const ShadowKey& key)
 {
     ++counters_->hash_lookups;
-    if (const auto head = by_frame_.find(key.frame.number()); head != by_frame_.end()) {
-        for (ShadowId id = head->second; id != kNoShadow; id = shadows_[id].next_of_frame) {
-            if (shadows_[id].key == key) return id;
+    if (!key.type.splinter) ++counters_->get_shadow_status;
+    ShadowId& head = bucket_of(key);
+    ShadowId before = kNoShadow;
+    for (ShadowId id = head; id != kNoShadow; before = id, id = shadows_[id].next_in_bucket) {
+        ++work_.hash_steps;
+        if (!(shadows_[id].key == key)) continue;
+        if (before == kNoShadow) {
+            ++counters_->hash_lookup_head;
+        } else {
+            shadows_[before].next_in_bucket = shadows_[id].next_in_bucket;
+            shadows_[id].next_in_bucket = head;
+            head = id;
         }
+        return id;
     }
     ++counters_->hash_lookup_miss;
     return kNoShadow;
+}
+
+Mfn ShadowCache::take_page()
+{
+    ++work_.pages_cleared;
+    if (page_owner_.size() < pool_pages_) {
+        page_owner_.push_back(kNoShadow);
+        return pool_first_ + (page_owner_.size() - 1);
+    }
+    assert(!free_pages_.empty() && "the caller has made room");
+    const FreePage page = free_pages_.front();
+    free_pages_.pop_front();
+    if (filter_->needed(page.freed)) {
+        if (!flush_due_) ++counters_->alloc_tlbflush;
+        flush_due_ = true;
+    }
+    return page.frame;
 }
 
 ShadowId ShadowCache::create(const ShadowKey& key)
@@ -72,14 +105,14 @@ ShadowId ShadowCache::create(const ShadowKey& key)
     Shadow& shadow = shadows_[id];
     shadow.key = key;
     for (unsigned i = 0; i < key.type.frames(); ++i) {
-        if (free_pages_.empty()) {
-            free_pages_.push_back(pool_first_ + page_owner_.size());
-            page_owner_.push_back(kNoShadow);
-        }
-        shadow.frames[i] = free_pages_.back();
-        free_pages_.pop_back();
+        shadow.frames[i] = take_page();
         page_owner_[shadow.frames[i].number() - pool_first_.number()] = id;
     }
+    // The guest may still write the table by translations that it has not flushed.
+    if (!key.type.splinter && filter_->needed(write_access_went_)) flush_due_ = true;
+    ShadowId& bucket = bucket_of(key);
+    shadow.next_in_bucket = bucket;
+    bucket = id;
     const auto [head, first] = by_frame_.try_emplace(key.frame.number(), kNoShadow);
     shadow.next_of_frame = head->second;
     head->second = id;
@@ -97,52 +130,78 @@ void ShadowCache::release(ShadowId id)
 
 void ShadowCache::pin(ShadowId id)
 {
-    if (shadows_[id].pinned) return;
-    shadows_[id].pinned = true;
-    retain(id);
+    if (shadows_[id].pinned) {
+        pinned_.erase(std::find(pinned_.begin(), pinned_.end(), id));
+    } else {
+        shadows_[id].pinned = true;
+        retain(id);
+    }
+    pinned_.push_back(id);
 }
 
 void ShadowCache::unpin(ShadowId id)
 {
     if (!shadows_[id].pinned) return;
     shadows_[id].pinned = false;
+    pinned_.erase(std::find(pinned_.begin(), pinned_.end(), id));
     release(id);
 }
 
 void ShadowCache::destroy(ShadowId id)
 {
     assert(shadows_[id].parents.empty());
-    clear_all(id);
-    Shadow& shadow = shadows_[id];
+    ShadowId* link = &bucket_of(shadows_[id].key);
+    while (*link != id) link = &shadows_[*link].next_in_bucket;
+    *link = shadows_[id].next_in_bucket;
 
-    const auto head = by_frame_.find(shadow.key.frame.number());
+    const auto head = by_frame_.find(shadows_[id].key.frame.number());
     assert(head != by_frame_.end());
-    ShadowId* link = &head->second;
+    link = &head->second;
     while (*link != id) link = &shadows_[*link].next_of_frame;
-    *link = shadow.next_of_frame;
+    *link = shadows_[id].next_of_frame;
     if (head->second == kNoShadow) by_frame_.erase(head);
+    ++counters_->hash_deletes;
+    if (on_destroy_) on_destroy_(id);
 
+    // The hardware may go on using what it cached: whoever takes the pages next asks the flush filter.
+    empty_all(id);
+    Shadow& shadow = shadows_[id];
     for (unsigned i = 0; i < shadow.key.type.frames(); ++i) {
         machine_->discard(shadow.frames[i].number());
         page_owner_[shadow.frames[i].number() - pool_first_.number()] = kNoShadow;
-        free_pages_.push_back(shadow.frames[i]);
+        free_pages_.push_back({shadow.frames[i], filter_->now()});
     }
     ++counters_->free;
-    ++counters_->hash_deletes;
     counters_->alloc_count -= shadow.key.type.frames();
     shadow.next_of_frame = kNoShadow;
+    shadow.next_in_bucket = kNoShadow;
+    shadow.up = {};
     free_ids_.push_back(id);
 }
 
-std::vector<ShadowId> ShadowCache::of_frame(Gfn frame) const
+boost::container::small_vector<ShadowId, 4> ShadowCache::of_frame(Gfn frame) const
 {
-    std::vector<ShadowId> ids;
+    boost::container::small_vector<ShadowId, 4> ids;
     const auto head = by_frame_.find(frame.number());
     if (head == by_frame_.end()) return ids;
     for (ShadowId id = head->second; id != kNoShadow; id = shadows_[id].next_of_frame) {
         if (!shadows_[id].key.type.splinter) ids.push_back(id);
     }
     std::reverse(ids.begin(), ids.end());
+    std::stable_sort(ids.begin(), ids.end(), [&](ShadowId a, ShadowId b) {
+        return shadows_[a].key.type.level < shadows_[b].key.type.level;
+    });
+    return ids;
+}
+
+std::vector<ShadowId> ShadowCache::leaf_shadows() const
+{
+    std::vector<ShadowId> ids;
+    for (const ShadowId head : buckets_) {
+        for (ShadowId id = head; id != kNoShadow; id = shadows_[id].next_in_bucket) {
+            if (shadows_[id].key.type.level == 1) ids.push_back(id);
+        }
+    }
     return ids;
 }
 
@@ -162,6 +221,17 @@ bool ShadowCache::is_table(Gfn frame) const
     return any_of_frame(frame, [](ShadowType) { return true; });
 }
 
+bool ShadowCache::is_table_of(TableFormat format, Gfn frame) const
+{
+    return any_of_frame(frame, [&](ShadowType type) { return type.format == format; });
+}
+
+bool ShadowCache::first_of_bucket(ShadowId id) const
+{
+    const ShadowKey& key = shadows_[id].key;
+    return buckets_[shadow_bucket(key.frame.number(), key.type.code())] == id;
+}
+
 bool ShadowCache::is_table_of_other(TableFormat format, Gfn frame) const
 {
     return any_of_frame(frame, [&](ShadowType type) { return type.format != format; });
@@ -174,8 +244,7 @@ std::uint64_t ShadowCache::entry(ShadowSlot slot) const
 
 void ShadowCache::store(ShadowSlot slot, std::uint64_t entry)
 {
-    flush_due_ |= takes_away(this->entry(slot), entry);
-    ++entries_written_;
+    ++work_.entries_written;
     machine_->store(frame_of(slot).number(), offset_of(slot), entry);
 }
 
@@ -192,42 +261,55 @@ ShadowId ShadowCache::child(ShadowSlot slot) const
     return (present & pte::kPresent) != 0 ? shadow_at(frame_in(present)) : kNoShadow;
 }
 
+void ShadowCache::add_parent(ShadowId child_id, ShadowSlot slot)
+{
+    Shadow& shadow = shadows_[child_id];
+    ++shadow.references;
+    shadow.parents.push_back(slot);
+    const ShadowType type = shadow.key.type;
+    const bool l3 = type.format == TableFormat::bits64 && type.level == 3;
+    if (shadow.up.shadow == kNoShadow && type.has_up_pointer() && !(l3 && l3_may_be_pinned_)) {
+        shadow.up = slot;
+    }
+}
+
 void ShadowCache::link(ShadowSlot slot, ShadowId child_id, std::uint64_t flags)
 {
     const ShadowId old = child(slot);
-    if (old != child_id) {
-        // The new reference first: the old child may be the only parent of what the new one needs.
-        ++shadows_[child_id].references;
-        shadows_[child_id].parents.push_back(slot);
-    }
+    // The new reference first: the old child may be the only parent of what the new one needs.
+    if (old != child_id) add_parent(child_id, slot);
     const unsigned count = shadows_[slot.shadow].key.type.entries_per_guest_entry();
     assert(slot.index % count == 0);
     for (unsigned i = 0; i < count; ++i) {
-        const auto index = static_cast<std::uint16_t>(slot.index + i);
-        store({slot.shadow, index}, shadows_[child_id].frames[i].address().value() | flags);
+        const ShadowSlot one{slot.shadow, static_cast<std::uint16_t>(slot.index + i)};
+        const std::uint64_t now = shadows_[child_id].frames[i].address().value() | flags;
+        flush_due_ |= takes_away(entry(one), now);
+        store(one, now);
     }
     if (old != kNoShadow && old != child_id) drop_parent(old, slot);
 }
 
 void ShadowCache::drop_parent(ShadowId child_id, ShadowSlot slot)
 {
-    auto& parents = shadows_[child_id].parents;
-    const auto found = std::find(parents.begin(), parents.end(), slot);
-    assert(found != parents.end());
-    parents.erase(found);
+    Shadow& shadow = shadows_[child_id];
+    const auto found = std::find(shadow.parents.begin(), shadow.parents.end(), slot);
+    assert(found != shadow.parents.end());
+    shadow.parents.erase(found);
+    if (shadow.up == slot) shadow.up = {};
     release(child_id);
 }
 
 void ShadowCache::track(std::uint64_t entry, ShadowSlot slot)
 {
-    if (track_writable_ && maps_writable(entry)) writable_[frame_in(entry).number()].push_back(slot);
+    if (maps_writable(entry)) writable_[frame_in(entry).number()].push_back(slot);
 }
 
 void ShadowCache::untrack(std::uint64_t entry, ShadowSlot slot)
 {
-    if (!track_writable_ || !maps_writable(entry)) return;
+    if (!maps_writable(entry)) return;
     const auto found = writable_.find(frame_in(entry).number());
     assert(found != writable_.end());
+    write_access_went_ = filter_->now();
     auto& slots = found->second;
     slots.erase(std::find(slots.begin(), slots.end(), slot));
     if (slots.empty()) writable_.erase(found);
@@ -243,7 +325,7 @@ void ShadowCache::set_leaf(ShadowSlot slot, std::uint64_t now)
     store(slot, now);
 }
 
-void ShadowCache::clear(ShadowSlot slot)
+void ShadowCache::empty(ShadowSlot slot)
 {
     if (shadows_[slot.shadow].key.type.level == 1) {
         set_leaf(slot, 0);
@@ -256,27 +338,41 @@ void ShadowCache::clear(ShadowSlot slot)
     drop_parent(old, slot);
 }
 
-void ShadowCache::clear_all(ShadowId id)
+void ShadowCache::empty_all(ShadowId id)
 {
     const ShadowType type = shadows_[id].key.type;
     const unsigned step = type.entries_per_guest_entry();
     for (unsigned page = 0; page < type.frames(); ++page) {
         if (machine_->find(shadows_[id].frames[page].number()) == nullptr) continue;  // never stored to
         for (unsigned i = 0; i < kEntries; i += step) {
-            clear({id, static_cast<std::uint16_t>(page * kEntries + i)});
+            empty({id, static_cast<std::uint16_t>(page * kEntries + i)});
         }
     }
 }
 
-unsigned ShadowCache::remove_write_access(Mfn frame)
+void ShadowCache::clear(ShadowSlot slot)
 {
-    assert(track_writable_);
+    if ((entry(slot) & pte::kPresent) != 0) flush_due_ = true;
+    empty(slot);
+}
+
+void ShadowCache::clear_all(ShadowId id)
+{
+    flush_due_ = true;
+    empty_all(id);
+}
+
+std::span<const ShadowSlot> ShadowCache::writable_mappings(Mfn frame) const
+{
     const auto found = writable_.find(frame.number());
-    if (found == writable_.end()) return 0;
-    for (const ShadowSlot slot : found->second) store(slot, entry(slot) & ~pte::kWritable);
-    const auto removed = static_cast<unsigned>(found->second.size());
-    writable_.erase(found);
-    return removed;
+    if (found == writable_.end()) return {};
+    return {found->second.data(), found->second.size()};
+}
+
+void ShadowCache::remove_write_access(ShadowSlot slot)
+{
+    flush_due_ = true;
+    set_leaf(slot, entry(slot) & ~pte::kWritable);
 }
 
 std::vector<ShadowId> ShadowCache::all() const
@@ -305,7 +401,7 @@ void ShadowCache::audit(const std::function<std::uint32_t(ShadowId)>& roots,
             const std::uint64_t raw = entry(slot);
             if ((raw & pte::kPresent) == 0) continue;
             if (shadow.key.type.level == 1) {
-                if (!track_writable_ || !maps_writable(raw)) continue;
+                if (!maps_writable(raw)) continue;
                 ++writable_entries;
                 const auto found = writable_.find(frame_in(raw).number());
                 if (found == writable_.end() ||
@@ -355,13 +451,15 @@ void ShadowCache::audit(const std::function<std::uint32_t(ShadowId)>& roots,
     }
     std::uint64_t in_map = 0;
     for (const auto& [frame, slots] : writable_) in_map += slots.size();
-    if (track_writable_ && in_map != writable_entries) {
+    if (in_map != writable_entries) {
         violations.push_back(
             fmt::format("the reverse map has {} entries, {} are writable", in_map, writable_entries));
     }
-    if (pages + free_pages_.size() != page_owner_.size() || pages != counters_->alloc_count) {
-        violations.push_back(fmt::format("pool: {} pages in use, {} free, {} in all, gauge {}", pages,
-                                         free_pages_.size(), page_owner_.size(), counters_->alloc_count));
+    if (pages + free_pages_.size() != page_owner_.size() || pages != counters_->alloc_count ||
+        pages > pool_pages_) {
+        violations.push_back(
+            fmt::format("pool: {} pages in use, {} free again, {} ever used, {} in all, gauge {}", pages,
+                        free_pages_.size(), page_owner_.size(), pool_pages_, counters_->alloc_count));
     }
 }
 

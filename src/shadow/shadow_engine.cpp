@@ -2,8 +2,13 @@
 #include <mmusim/shadow/shadow_engine.hpp>
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <iterator>
 
 #include <fmt/format.h>
+
+#include <mmusim/shadow/write_map_guess.hpp>
 
 #include "shadow_mmu.hpp"
 
@@ -48,9 +53,23 @@ GuestContext identity_context()
 
 }  // namespace
 
+std::uint64_t shadow_pool_floor(unsigned vcpus, std::uint64_t ram_pages, bool hvm, std::uint64_t p2m_pages)
+{
+    constexpr std::uint64_t kPerVcpu = 128;
+    const std::uint64_t extra = std::max<std::uint64_t>(ram_pages / 256, hvm ? 6 : 0) + (hvm ? 1 : 0);
+    return kPerVcpu * vcpus + std::max(extra, p2m_pages);
+}
+
+std::uint64_t default_shadow_pool(unsigned vcpus, std::uint64_t ram_pages)
+{
+    constexpr std::uint64_t kPerVcpu = 256, kPagesPerMebibyte = 256, kLeast = 1024;
+    return std::max({kPerVcpu * vcpus + ram_pages / kPagesPerMebibyte,
+                     shadow_pool_floor(vcpus, ram_pages, true, 0), kLeast});
+}
+
 ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
                            unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate,
-                           Mfn pool_first)
+                           Mfn pool_first, std::uint64_t pool_pages)
     : p2m_{&p2m}
     , cpuid_{cpuid}
     , guest_memory_{machine, p2m}
@@ -58,24 +77,39 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
     , declared_{policy_->declared()}
     , populate_{populate}
     , empty_table_{pool_first}
-    , cache_{tables, pool_first + 1, declared_.protects_tables, counters_}
-    , roots_(vcpus)
+    , filter_{vcpus}
+    , cache_{tables, pool_first + 1, pool_pages, filter_, counters_}
+    , vcpus_(vcpus, Vcpu{{},
+                         VirtualTlb{declared_.switches.virtual_tlb ? declared_.sizes.virtual_tlb : 0},
+                         {},
+                         kNoShadow,
+                         {}})
+    , out_of_sync_{vcpus, declared_.sizes.out_of_sync, declared_.sizes.fixups}
+    , l3_pinned_{declared_.switches.linux_l3_toplevel}
 {
+    cache_.l3_may_be_pinned(l3_pinned_);
+    cache_.on_destroy([this](ShadowId id) { forget_hints(id); });
 }
 
-FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const Access& access)
+// --- verbs -------------------------------------------------------------------------------------------
+
+FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                std::uint32_t error_code)
 {
     if (guest.paging == Paging::off) {
         IdentityTables identity;
-        return ShadowMmu<kTwoLevel>{*this}.fault(identity, vcpu, identity_context(), access);
+        return ShadowMmu<kTwoLevel>{*this}.fault(identity, vcpu, identity_context(), access, error_code);
     }
     FaultAnswer answer;
-    in_mode(*this, guest.paging, [&](auto mmu) { answer = mmu.fault(guest_memory_, vcpu, guest, access); });
+    in_mode(*this, guest.paging,
+            [&](auto mmu) { answer = mmu.fault(guest_memory_, vcpu, guest, access, error_code); });
     return answer;
 }
 
 FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access)
 {
+    emulation_.vcpu = vcpu;
+    emulation_.remember.reset();
     FaultAnswer answer{FaultAnswer::Kind::emulated, {}, GuestPhysical{access.address.value()}};
     if (guest.paging == Paging::off) return answer;
     in_mode(*this, guest.paging,
@@ -93,46 +127,131 @@ void ShadowEngine::release_roots(Roots& roots)
 
 void ShadowEngine::load_roots(unsigned vcpu, const GuestContext& guest)
 {
-    Roots& roots = roots_[vcpu];
+    Roots& roots = vcpus_[vcpu].roots;
     ++work_.roots_loaded;
-    if (roots.paging != guest.paging) release_roots(roots);
+    if (roots.paging != guest.paging) {
+        resync_all(vcpu);
+        release_roots(roots);
+    }
     roots.paging = guest.paging;
     const bool off = guest.paging == Paging::off;
     in_mode(*this, guest.paging, [&](auto mmu) { mmu.load_roots(vcpu, off ? identity_context() : guest); });
+    vcpus_[vcpu].virtual_tlb.clear();
+    vcpus_[vcpu].fast_emulation.reset();
+    resync_others_lightly(vcpu);
 }
 
 void ShadowEngine::flush(unsigned vcpu, GuestFlush flush, LinearAddress address)
 {
+    const bool one_page = flush == GuestFlush::address || flush == GuestFlush::page_fault;
     switch (policy_->on_flush(vcpu, flush)) {
     case FlushAnswer::nothing: break;
     case FlushAnswer::drop_entry:
-        in_mode(*this, roots_[vcpu].paging, [&](auto mmu) { mmu.drop_entry(vcpu, address); });
+        in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.drop_entry(vcpu, address, false); });
         break;
     case FlushAnswer::drop_tree:
-        for (const ShadowId id : roots_[vcpu].ids) {
+        for (const ShadowId id : vcpus_[vcpu].roots.ids) {
             if (id != kNoShadow) cache_.clear_all(id);
+        }
+        break;
+    case FlushAnswer::resync:
+        if (one_page) {
+            in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.drop_entry(vcpu, address, true); });
+        } else {
+            resync_own(vcpu);
         }
         break;
     }
 }
 
-void ShadowEngine::emulated_store(GuestPhysical at, std::span<const std::byte> bytes)
+InvlpgAnswer ShadowEngine::invlpg(unsigned vcpu, LinearAddress address)
 {
-    guest_memory_.write(at, bytes);
+    ++counters_.invlpg;
+    vcpus_[vcpu].virtual_tlb.clear();
+    vcpus_[vcpu].fast_emulation.reset();
+    InvlpgAnswer answer;
+    in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { answer = mmu.invlpg_answer(vcpu, address); });
+    flush(vcpu, GuestFlush::address, address);
+    return answer;
+}
+
+void ShadowEngine::emulated_store(std::span<const StorePart> parts)
+{
+    constexpr std::size_t kWidest = 8;  // what string instructions and vectors store is that many times
+    std::size_t bytes = 0;
+    for (const StorePart& part : parts) bytes += part.bytes.size();
+    const std::size_t unit = std::bit_floor(std::min(bytes, kWidest));
+    if (declared_.protects_tables && parts[0].at.value() % unit != 0) {
+        // Not how tables are written: probably this is none any more.
+        for (const StorePart& part : parts) (void)unshadow(Gfn::of(part.at), false);
+    }
+    std::byte old{};
+    guest_memory_.read(parts[0].at, {&old, 1});
+    for (const StorePart& part : parts) guest_memory_.write(part.at, part.bytes);
     if (!declared_.protects_tables) return;
-    const unsigned first = at.offset_in_page();
-    revalidate(Gfn::of(at), first, first + static_cast<unsigned>(bytes.size()) - 1, std::nullopt);
+
+    consider_unshadowing(emulation_.vcpu, parts[0].at, parts[0].bytes);
+    const bool was_present = (std::to_integer<std::uint64_t>(old) & pte::kPresent) != 0;
+    if (was_present || parts.size() > 1 || !may_skip_verifying(parts[0].at, parts[0].bytes)) {
+        for (const StorePart& part : parts) {
+            const unsigned first = part.at.offset_in_page();
+            revalidate(Gfn::of(part.at), first, first + static_cast<unsigned>(part.bytes.size()) - 1,
+                       std::nullopt);
+        }
+    }
+    if (!declared_.switches.fast_emulation) return;
+    auto& hint = vcpus_[emulation_.vcpu].fast_emulation;
+    if (emulation_.fast) {
+        if (hint && !cache_.is_table(hint->table)) hint.reset();
+    } else if (emulation_.remember && cache_.is_table(emulation_.remember->table)) {
+        hint = emulation_.remember;
+    }
+    emulation_.remember.reset();
+}
+
+void ShadowEngine::consider_unshadowing(unsigned vcpu, GuestPhysical at, std::span<const std::byte> bytes)
+{
+    if (!declared_.switches.early_unshadow) return;
+    constexpr std::size_t kLooked = 4;
+    auto& zero_written = vcpus_[vcpu].zero_written;
+    const bool zero = bytes.size() >= kLooked && std::all_of(bytes.begin(), bytes.begin() + kLooked,
+                                                             [](std::byte b) { return b == std::byte{}; });
+    if (!zero) {
+        zero_written.reset();
+        return;
+    }
+    // Elsewhere it may be the second half of an entry: no reason to begin anew.
+    if (at.value() % emulation_.entry_bytes != 0) return;
+    const Gfn frame = Gfn::of(at);
+    if (zero_written == frame && cache_.is_table(frame)) {
+        ++counters_.early_unshadow;
+        (void)unshadow(frame, true);
+    }
+    zero_written = frame;
+}
+
+bool ShadowEngine::may_skip_verifying(GuestPhysical at, std::span<const std::byte> bytes) const
+{
+    if (!declared_.switches.skip_verify) return false;
+    if ((std::to_integer<std::uint64_t>(bytes[0]) & pte::kPresent) != 0) return false;
+    const Gfn frame = Gfn::of(at);
+    const bool wide = !cache_.is_table_of(TableFormat::bits32, frame);
+    const bool narrow = !cache_.is_table_of_other(TableFormat::bits32, frame);
+    return (wide && at.value() % 8 == 0 && bytes.size() <= 8) ||
+           (narrow && at.value() % 4 == 0 && bytes.size() <= 4);
 }
 
 void ShadowEngine::revalidate(Gfn frame, unsigned first, unsigned last, std::optional<TableFormat> except)
 {
+    bool failed = false;
     for (const ShadowId id : cache_.of_frame(frame)) {
-        if (cache_[id].key.type.format == except) continue;
         // Validating one may have dropped the last reference to the next.
-        if (!cache_[id].alive()) continue;
+        if (!cache_[id].alive() || cache_[id].key.type.format == except) continue;
         in_mode(*this, paging_of(cache_[id].key.type.format),
-                [&](auto mmu) { mmu.validate(id, first, last); });
+                [&](auto mmu) { failed |= !mmu.validate(id, first, last); });
     }
+    // A guest that writes such entries has no table there. Of accessed and dirty bits it knows nothing.
+    if (failed && !except) (void)unshadow(frame, false);
 }
 
 void ShadowEngine::forget(Gfn frame)
@@ -144,17 +263,14 @@ void ShadowEngine::forget(Gfn frame)
 
 void ShadowEngine::blow()
 {
-    for (Roots& roots : roots_) release_roots(roots);
-    for (const ShadowId id : cache_.all()) {
-        if (cache_[id].alive()) cache_.unpin(id);
-    }
+    for (Vcpu& vcpu : vcpus_) release_roots(vcpu.roots);
+    while (!cache_.pinned().empty()) cache_.unpin(cache_.pinned().front());
+    cache_.flush_due();
 }
 
-bool ShadowEngine::splintered(unsigned vcpu, LinearAddress address)
+void ShadowEngine::hardware_flushed(unsigned vcpu)
 {
-    bool found = false;
-    in_mode(*this, roots_[vcpu].paging, [&](auto mmu) { found = mmu.splintered(vcpu, address); });
-    return found;
+    if (filter_.flushed(vcpu)) cache_.flush_due();
 }
 
 ShadowWork ShadowEngine::work() const
@@ -162,13 +278,273 @@ ShadowWork ShadowEngine::work() const
     ShadowWork work = work_;
     work.faults = counters_.fault;
     work.shadows_made = counters_.alloc;
-    work.entries_written = cache_.entries_written();
+    work.entries_written = cache_.work().entries_written;
+    work.hash_steps = cache_.work().hash_steps;
     return work;
+}
+
+// --- room --------------------------------------------------------------------------------------------
+
+void ShadowEngine::make_room(std::uint64_t pages)
+{
+    if (cache_.free_pages() >= pages) return;
+    ++counters_.prealloc_1;
+    while (!cache_.pinned().empty()) {
+        cache_.unpin(cache_.pinned().front());
+        if (cache_.free_pages() >= pages) return;
+    }
+    ++counters_.prealloc_2;
+    for (const Vcpu& vcpu : vcpus_) {
+        for (const ShadowId root : vcpu.roots.ids) {
+            if (root == kNoShadow) continue;
+            cache_.clear_all(root);
+            if (cache_.free_pages() >= pages) return;
+        }
+    }
+    throw DomainCrashed(fmt::format(
+        "the hypervisor ended the domain: shadow pool exhausted: {} of {} pages are free, {} are needed",
+        cache_.free_pages(), cache_.pool_pages(), pages));
+}
+
+void ShadowEngine::forget_hints(ShadowId destroyed)
+{
+    const ShadowKey key = cache_[destroyed].key;
+    const bool table = !key.type.splinter;
+    for (Vcpu& vcpu : vcpus_) {
+        if (vcpu.last_writable == destroyed) vcpu.last_writable = kNoShadow;
+        vcpu.fast_emulation.reset();
+    }
+    if (table && !cache_.is_table(key.frame)) out_of_sync_.remove(key.frame);
+}
+
+void ShadowEngine::l4_made()
+{
+    if (!l3_pinned_) return;
+    const auto is = [&](ShadowId id, unsigned level) {
+        const ShadowType type = cache_[id].key.type;
+        return type.format == TableFormat::bits64 && type.level == level;
+    };
+    const auto& pinned = cache_.pinned();
+    const auto roots = std::count_if(pinned.begin(), pinned.end(), [&](ShadowId id) { return is(id, 4); });
+    if (static_cast<std::size_t>(roots) <= 2 * vcpus_.size()) return;
+    l3_pinned_ = false;
+    cache_.l3_may_be_pinned(false);
+    std::vector<ShadowId> l3;
+    std::copy_if(pinned.begin(), pinned.end(), std::back_inserter(l3),
+                 [&](ShadowId id) { return is(id, 3); });
+    for (const ShadowId id : l3) cache_.unpin(id);
+}
+
+bool ShadowEngine::unshadow(Gfn frame, bool fast)
+{
+    if (!cache_.is_table(frame)) return true;
+    ++counters_.unshadow;
+    // Xen's order of types.
+    auto ids = cache_.of_frame(frame);
+    const auto rank = [&](ShadowId id) {
+        const ShadowType type = cache_[id].key.type;
+        const int level = type.level;
+        if (type.format == TableFormat::bits32) return level == 2 ? 0 : 1;
+        if (type.format == TableFormat::pae) return level == 2 ? 2 : 3;
+        return 10 - level;
+    };
+    std::stable_sort(ids.begin(), ids.end(), [&](ShadowId a, ShadowId b) { return rank(a) < rank(b); });
+    for (const ShadowId id : ids) {
+        if (!cache_[id].alive()) continue;
+        ++counters_.hash_lookups;
+        if (cache_.first_of_bucket(id)) ++counters_.hash_lookup_head;
+        if (cache_[id].pinned) {
+            cache_.unpin(id);
+        } else if (cache_[id].up.shadow != kNoShadow) {
+            ++(cache_[id].references == 1 ? counters_.up_pointer : counters_.unshadow_bf);
+            cache_.clear(cache_[id].up);
+        }
+        while (!fast && cache_[id].alive() && !cache_[id].parents.empty()) {
+            cache_.clear(cache_[id].parents.front());
+        }
+    }
+    cache_.flush_due();
+    return !cache_.is_table(frame);
+}
+
+// --- writable mappings ---------------------------------------------------------------------------------
+
+bool ShadowEngine::remove_write_access(unsigned vcpu, Gfn table, int level, LinearAddress address)
+{
+    if (cache_.is_table(table) && !out_of_sync_.may_write(table)) return false;
+    const auto mfn = p2m_->mfn_of(table);
+    if (!mfn || cache_.writable_mappings(*mfn).empty()) return false;
+    ++counters_.writeable;
+    const auto left = [&] { return !cache_.writable_mappings(*mfn).empty(); };
+    // Those that are in a shadow, taken away.
+    const auto shoot_in = [&](ShadowId shadow) {
+        bool found = false;
+        const auto slots = cache_.writable_mappings(*mfn);
+        const std::vector<ShadowSlot> copy{slots.begin(), slots.end()};
+        for (const ShadowSlot slot : copy) {
+            if (slot.shadow != shadow) continue;
+            cache_.remove_write_access(slot);
+            found = true;
+        }
+        return found;
+    };
+    Vcpu& mine = vcpus_[vcpu];
+    if (declared_.switches.writable_heuristic) {
+        for (const WriteMapGuess& guess : write_map_guesses(mine.roots.paging, level, address, table)) {
+            ++work_.guesses;
+            std::optional<ShadowSlot> slot;
+            in_mode(*this, mine.roots.paging, [&](auto mmu) { slot = mmu.leaf_slot(vcpu, guess.address); });
+            if (!slot) continue;
+            const std::uint64_t entry = cache_.entry(*slot);
+            constexpr std::uint64_t kBoth = pte::kPresent | pte::kWritable;
+            if ((entry & kBoth) != kBoth || Mfn{(entry & pte::kFrame) >> kPageShift} != *mfn) continue;
+            cache_.remove_write_access(*slot);
+            const std::array<std::uint64_t*, 7> counted{nullptr,
+                                                        &counters_.writeable_h_1,
+                                                        &counters_.writeable_h_2,
+                                                        &counters_.writeable_h_3,
+                                                        &counters_.writeable_h_4,
+                                                        &counters_.writeable_h_5,
+                                                        &counters_.writeable_h_6};
+            ++*counted[guess.heuristic];
+            if (!left()) return true;
+        }
+        if (mine.last_writable != kNoShadow) {
+            work_.entries_searched += cache_[mine.last_writable].entries();
+            if (shoot_in(mine.last_writable)) ++counters_.writeable_h_5;
+            if (!left()) return true;
+        }
+    }
+    ++(level > 0 ? counters_.writeable_bf : counters_.writeable_bf_1);
+    for (const ShadowId shadow : cache_.leaf_shadows()) {
+        work_.entries_searched += cache_[shadow].entries();
+        if (!shoot_in(shadow)) continue;
+        mine.last_writable = shadow;
+        if (!left()) break;
+    }
+    return true;
+}
+
+// --- out of sync -----------------------------------------------------------------------------------------
+
+bool ShadowEngine::out_of_sync_active() const
+{
+    return std::all_of(vcpus_.begin(), vcpus_.end(),
+                       [](const Vcpu& vcpu) { return vcpu.roots.paging != Paging::off; });
+}
+
+bool ShadowEngine::may_unsync(Gfn frame) const
+{
+    if (declared_.sizes.out_of_sync == 0 || !out_of_sync_active() || out_of_sync_.find(frame) != nullptr)
+        return false;
+    const auto ids = cache_.of_frame(frame);
+    return ids.size() == 1 && cache_[ids[0]].key.type.level == 1;
+}
+
+void ShadowEngine::unsync(unsigned vcpu, Gfn frame)
+{
+    if (const auto loser = out_of_sync_.evicted_by(vcpu, frame)) {
+        resync(vcpu, *loser);
+        ++counters_.unsync_evict;
+    }
+    OutOfSyncTables::Table& table = out_of_sync_.add(vcpu, frame);
+    guest_memory_.read(frame.address(), table.snapshot);
+    ++work_.snapshots;
+    ++counters_.unsync;
+}
+
+bool ShadowEngine::revoke(Mfn table, ShadowSlot fixup)
+{
+    const auto slots = cache_.writable_mappings(table);
+    if (std::find(slots.begin(), slots.end(), fixup) == slots.end()) {
+        ++counters_.writeable_h_8;
+        return false;
+    }
+    cache_.remove_write_access(fixup);
+    ++counters_.writeable_h_7;
+    return true;
+}
+
+void ShadowEngine::add_fixup(OutOfSyncTables::Table& table, ShadowSlot slot)
+{
+    ++counters_.oos_fixup_add;
+    auto& ring = table.fixups;
+    if (ring.empty() || std::find(ring.begin(), ring.end(), slot) != ring.end()) return;
+    ShadowSlot& place = ring[table.next_fixup];
+    if (place.shadow != kNoShadow) {
+        ++counters_.oos_fixup_evict;
+        (void)revoke(p2m_->mfn_of(table.frame).value(), place);
+    }
+    place = slot;
+    table.next_fixup = (table.next_fixup + 1) % ring.size();
+}
+
+void ShadowEngine::resync_entries(OutOfSyncTables::Table& table)
+{
+    for (const ShadowId id : cache_.of_frame(table.frame)) {
+        in_mode(*this, paging_of(cache_[id].key.type.format),
+                [&](auto mmu) { mmu.resync_entries(id, table.snapshot); });
+    }
+}
+
+void ShadowEngine::resync(unsigned vcpu, Gfn frame)
+{
+    OutOfSyncTables::Table* const table = out_of_sync_.find(frame);
+    if (table == nullptr) return;
+    const Mfn mfn = p2m_->mfn_of(frame).value();
+    for (const ShadowSlot fixup : table->fixups) {
+        if (fixup.shadow != kNoShadow) (void)revoke(mfn, fixup);
+    }
+    (void)remove_write_access(vcpu, frame, 0, {});
+    cache_.flush_due();
+    table->may_write = false;
+    resync_entries(*table);
+    out_of_sync_.remove(frame);
+    ++counters_.resync;
+}
+
+void ShadowEngine::resync_own(unsigned vcpu)
+{
+    for (const Gfn frame : out_of_sync_.of(vcpu)) resync(vcpu, frame);
+}
+
+void ShadowEngine::resync_all(unsigned vcpu)
+{
+    if (!out_of_sync_.any()) return;
+    resync_own(vcpu);
+    for (unsigned other = 0; other < vcpus_.size(); ++other) {
+        if (other == vcpu) continue;
+        for (const Gfn frame : out_of_sync_.of(other)) resync(vcpu, frame);
+    }
+}
+
+void ShadowEngine::resync_others_lightly(unsigned vcpu)
+{
+    if (!out_of_sync_.any()) return;
+    for (unsigned other = 0; other < vcpus_.size(); ++other) {
+        if (other == vcpu) continue;
+        for (const Gfn frame : out_of_sync_.of(other)) {
+            if (!proven_elsewhere(vcpu, frame)) resync_entries(*out_of_sync_.find(frame));
+        }
+    }
+}
+
+bool ShadowEngine::proven_elsewhere(unsigned vcpu, Gfn frame) const
+{
+    const auto ids = cache_.of_frame(frame);
+    if (ids.size() != 1) return false;
+    ShadowId at = ids[0];
+    while (!cache_[at].key.type.top()) {
+        if (cache_[at].references != 1 || cache_[at].up.shadow == kNoShadow) return false;
+        at = cache_[at].up.shadow;
+    }
+    const auto& roots = vcpus_[vcpu].roots.ids;
+    return std::find(roots.begin(), roots.end(), at) == roots.end();
 }
 
 WalkRoot<space::Machine> ShadowEngine::hardware_root(unsigned vcpu) const
 {
-    const Roots& roots = roots_[vcpu];
+    const Roots& roots = vcpus_[vcpu].roots;
     WalkRoot<space::Machine> hardware{empty_table_, {}};
     const ShadowId first = roots.ids[0];
     switch (roots.paging) {
@@ -198,8 +574,9 @@ std::vector<std::string> ShadowEngine::audit() const
     std::vector<std::string> violations;
     const auto roots_to = [&](ShadowId id) {
         std::uint32_t count = 0;
-        for (const Roots& roots : roots_) {
-            count += static_cast<std::uint32_t>(std::count(roots.ids.begin(), roots.ids.end(), id));
+        for (const Vcpu& vcpu : vcpus_) {
+            const auto& roots = vcpu.roots.ids;
+            count += static_cast<std::uint32_t>(std::count(roots.begin(), roots.end(), id));
         }
         return count;
     };
@@ -214,8 +591,9 @@ std::vector<std::string> ShadowEngine::audit() const
                                              to_string(shadow.key.type), shadow.key.frame, i, mfn));
         }
     }
-    if (!declared_.coherent()) return violations;
+    if (!declared_.protects_tables) return violations;
     for (const ShadowId id : cache_.all()) {
+        if (!cache_[id].key.type.splinter && out_of_sync_.find(cache_[id].key.frame) != nullptr) continue;
         // The audit of entries changes nothing.
         in_mode(const_cast<ShadowEngine&>(*this), paging_of(cache_[id].key.type.format),
                 [&](auto mmu) { mmu.audit_entries(id, violations); });

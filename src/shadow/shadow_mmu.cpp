@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "shadow_mmu.hpp"
 
+#include <algorithm>
 #include <cassert>
+#include <cstring>
 
 #include <fmt/format.h>
 
@@ -75,7 +77,7 @@ template <PagingMode Guest>
 ShadowId& ShadowMmu<Guest>::root_slot(unsigned vcpu, LinearAddress address)
 {
     const unsigned slot = Guest.top_in_registers ? Guest.index(address, Guest.levels) : 0;
-    return e_->roots_[vcpu].ids[slot];
+    return e_->vcpus_[vcpu].roots.ids[slot];
 }
 
 template <PagingMode Guest>
@@ -101,37 +103,49 @@ ShadowId ShadowMmu<Guest>::find_or_create(const ShadowKey& key)
     if (!e_->keyed_by_position()) {
         if (const ShadowId found = e_->cache_.find(key); found != kNoShadow) return found;
     }
-    const bool first = !key.type.splinter && e_->declared_.protects_tables && !e_->cache_.is_table(key.frame);
-    const ShadowId made = e_->cache_.create(key);
-    if (!first) return made;
-    if (const auto mfn = e_->p2m_->mfn_of(key.frame)) {
-        if (e_->cache_.remove_write_access(*mfn) != 0) ++e_->counters_.writeable;
-    }
-    return made;
+    if (!key.type.splinter) e_->resync(e_->current_, key.frame);
+    return e_->cache_.create(key);
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::load_root(ShadowId& slot, const ShadowKey* wanted)
+void ShadowMmu<Guest>::load_root(unsigned vcpu, ShadowId& slot, const ShadowKey* wanted)
 {
+    ShadowEngine& e = *e_;
     const ShadowId old = slot;
-    if (wanted != nullptr) {
-        // A shadow that is found by position can only be the one that is there.
-        if (old != kNoShadow && e_->keyed_by_position() && e_->cache_[old].key == *wanted) return;
-        slot = find_or_create(*wanted);
-        e_->cache_.retain(slot);
-        if (!e_->keyed_by_position()) e_->cache_.pin(slot);
-    } else {
+    if (wanted == nullptr) {
         slot = kNoShadow;
+    } else {
+        // A shadow that is found by position can only be the one that is there.
+        if (old != kNoShadow && e.keyed_by_position() && e.cache_[old].key == *wanted) return;
+        ShadowId found = e.keyed_by_position() ? kNoShadow : e.cache_.find(*wanted);
+        if (found == kNoShadow) {
+            e.make_room(wanted->type.frames());
+            e.resync(vcpu, wanted->frame);
+            found = e.cache_.create(*wanted);
+            e.cache_.retain(found);
+            if (kFormat == TableFormat::bits64) e.l4_made();
+        } else {
+            e.cache_.retain(found);
+        }
+        slot = found;
+        if (!e.keyed_by_position()) e.cache_.pin(found);
     }
-    if (old != kNoShadow) e_->cache_.release(old);
+    if (old != kNoShadow) e.cache_.release(old);
 }
 
 template <PagingMode Guest>
 void ShadowMmu<Guest>::load_roots(unsigned vcpu, const GuestContext& guest)
 {
+    ShadowKey key;
+    if (e_->declared_.protects_tables) {
+        // While the old roots are still there to guess with.
+        for (unsigned i = 0; i < 4; ++i) {
+            if (root_key(guest, i, key) == nullptr) continue;
+            (void)e_->remove_write_access(vcpu, key.frame, Guest.root_level(), {});
+        }
+    }
     for (unsigned i = 0; i < 4; ++i) {
-        ShadowKey key;
-        load_root(e_->roots_[vcpu].ids[i], root_key(guest, i, key));
+        load_root(vcpu, e_->vcpus_[vcpu].roots.ids[i], root_key(guest, i, key));
     }
 }
 
@@ -145,14 +159,25 @@ ShadowId ShadowMmu<Guest>::link_child(ShadowSlot slot, const ShadowKey& wanted, 
     if (!same_child) {
         child = find_or_create(wanted);
         linked = true;
+        if (!wanted.type.splinter && wanted.type.level == 1) e_->resync(e_->current_, wanted.frame);
     } else {
         const std::uint64_t changed = (cache.entry(slot) ^ flags) & ~pte::kFrame;
         if (changed == 0) return child;
         // Entries below that may be stale were made under the old rights. Combined with new ones they could
         // permit what no walk ever did.
-        if (e_->declared_.stale_levels != 0 && !wanted.type.splinter) cache.clear_all(child);
+        if (wanted.type.splinter) {
+            // They have no rights of their own.
+        } else if (!e_->declared_.protects_tables) {
+            cache.clear_all(child);
+        } else if (wanted.type.level == 1) {
+            e_->resync(e_->current_, wanted.frame);
+        }
     }
     cache.link(slot, child, flags);
+    if (kFormat == TableFormat::bits64 && wanted.type.level == 3 && !wanted.type.splinter &&
+        e_->l3_may_be_pinned() && !e_->keyed_by_position()) {
+        cache.pin(child);
+    }
     return child;
 }
 
@@ -175,6 +200,7 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
     for (int level = Guest.root_level(); e_->declared_.protects_tables && level >= path.lowest; --level) {
         const auto i = static_cast<std::size_t>(level);
         if (!e_->cache_.is_table_of_other(kFormat, path.tables[i])) continue;
+        if (e_->out_of_sync_.find(path.tables[i]) != nullptr) continue;
         e_->revalidate(path.tables[i], path.offsets[i], path.offsets[i] + Guest.entry_bytes - 1, kFormat);
     }
     return walked;
@@ -199,85 +225,263 @@ FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu
 
 template <PagingMode Guest>
 template <class Tables>
-FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access)
+std::optional<FaultAnswer> ShadowMmu<Guest>::emulate_fast(Tables& tables, unsigned vcpu,
+                                                          const GuestContext& guest, const Access& access,
+                                                          std::uint32_t error_code)
+{
+    auto& hint = e_->vcpus_[vcpu].fast_emulation;
+    if (!hint || hint->page != access.address.value() >> kPageShift) return std::nullopt;
+    if (error_code == (pf::kWrite | pf::kPresent) && e_->traps_writes_to(hint->table)) {
+        // Xen goes by what the page was. What it is now costs it nothing, and is what the guest is entitled
+        // to.
+        WalkPath<space::GuestPhysical> path;
+        const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::leave, path);
+        if (walked && !walked->assisted && walked->dirty && Gfn::of(walked->address) == hint->table) {
+            ++e_->counters_.fault_fast_emulate;
+            e_->emulation_ = {vcpu, true, std::nullopt, Guest.entry_bytes};
+            return emulated_at(walked->address);
+        }
+    }
+    hint.reset();
+    return std::nullopt;
+}
+
+template <PagingMode Guest>
+bool ShadowMmu<Guest>::protect_path(unsigned vcpu, LinearAddress address,
+                                    const WalkPath<space::GuestPhysical>& path)
+{
+    bool removed = false;
+    bool resynced = false;
+    // The top table is protected since it was loaded.
+    for (int level = Guest.root_level() - 1; level >= path.lowest; --level) {
+        const Gfn table = path.tables[static_cast<std::size_t>(level)];
+        if (e_->out_of_sync_.find(table) == nullptr) {
+            removed |= e_->remove_write_access(vcpu, table, level, address);
+        } else if (level > 1) {
+            e_->resync(vcpu, table);
+            resynced = true;
+        }
+    }
+    if (removed) {
+        ++e_->counters_.rm_write_flush_tlb;
+        if (!resynced) ++e_->counters_.check_gwalk;
+    }
+    return resynced;
+}
+
+template <PagingMode Guest>
+std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rules, bool write) const
+{
+    std::uint64_t flags = propagated_flags(entry, 1, rules);
+    if (flags == 0) return 0;
+    const Gfn frame = frame_under(entry, 1, true);
+    const auto mfn = e_->p2m_->mfn_of(frame);
+    if (!mfn) return 0;
+    const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
+    if (table && !(write && e_->out_of_sync_.may_write(frame))) flags &= ~pte::kWritable;
+    return mfn->address().value() | flags;
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
+                                const GuestContext& guest)
+{
+    constexpr unsigned kPageEntries = 512;
+    ShadowCache& cache = e_->cache_;
+    const ShadowKey key = cache[slot.shadow].key;
+    const unsigned room = kPageEntries - slot.index % kPageEntries;  // never into another page of the shadow
+    const unsigned count = std::min(e_->declared_.sizes.prefetch_window, room);
+    OutOfSyncTables::Table* const loose = path.lowest == 1 ? e_->out_of_sync_.find(path.tables[1]) : nullptr;
+    for (unsigned i = 1; i < count; ++i) {
+        const ShadowSlot next{slot.shadow, static_cast<std::uint16_t>(slot.index + i)};
+        if (cache.entry(next) != 0) return;
+        if (path.lowest > 1) {
+            // A piece of a superpage: fabricated.
+            const auto mfn = e_->p2m_->mfn_of(key.frame + next.index);
+            if (!mfn) return;
+            const bool table = e_->declared_.protects_tables && cache.is_table(key.frame + next.index);
+            std::uint64_t flags = kSplinterFlags | std::uint64_t{key.role} << pte::kKeyShift;
+            if (table) flags &= ~pte::kWritable;
+            cache.set_leaf(next, mfn->address().value() | flags);
+            continue;
+        }
+        using Word = detail::EntryWord<Guest>;
+        const unsigned offset = path.offsets[1] + i * Guest.entry_bytes;
+        const Word raw = e_->guest_memory_.template load<Word>(path.tables[1], offset);
+        const Pte<Guest> entry{raw};
+        if (entry.present() && (!entry.accessed() || (entry.has(pte::kWritable) && !entry.dirty()))) return;
+        cache.set_leaf(next, leaf_for(entry, guest.rules.entries, false));
+        if (loose != nullptr) std::memcpy(loose->snapshot.data() + offset, &raw, sizeof raw);
+    }
+}
+
+template <PagingMode Guest>
+FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const Access& access, GuestPhysical address,
+                                            const WalkPath<space::GuestPhysical>& path)
+{
+    const Gfn frame = Gfn::of(address);
+    if (access.user_mode) {
+        // No kernel lets its user write its tables: the frame is none any more, unless this very walk uses
+        // it.
+        bool in_use = false;
+        for (int level = Guest.root_level(); level >= path.lowest; --level) {
+            in_use |= path.tables[static_cast<std::size_t>(level)] == frame;
+        }
+        ++e_->counters_.fault_emulate_failed;
+        if (!in_use && e_->unshadow(frame, false)) return {};
+    }
+    e_->emulation_ = {vcpu, false, std::nullopt, Guest.entry_bytes};
+    e_->emulation_.remember = {access.address.value() >> kPageShift, frame};
+    return emulated_at(address);
+}
+
+template <PagingMode Guest>
+template <class Tables>
+FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access,
+                                    std::uint32_t error_code)
 {
     ShadowCounters& counters = e_->counters_;
+    auto& mine = e_->vcpus_[vcpu];
+    const bool write = access.kind == AccessKind::write;
+    e_->current_ = vcpu;
     ++counters.fault;
+    if (const auto answer = emulate_fast(tables, vcpu, guest, access, error_code)) return *answer;
 
     WalkPath<space::GuestPhysical> path;
-    const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
-    if (!walked) {
-        ++counters.fault_bail_real_fault;
-        return {FaultAnswer::Kind::guest, walked.error(), {}};
+    for (;;) {
+        path = {};
+        const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
+        if (!walked) {
+            ++counters.fault_bail_real_fault;
+            mine.zero_written.reset();
+            return {FaultAnswer::Kind::guest, walked.error(), {}};
+        }
+        const std::uint32_t proved = guest.rules.control.access_bits(access) | pf::kPresent;
+        mine.virtual_tlb.insert(access.address, Gfn::of(walked->address), proved);
+        // Of whatever is missing: all but the top level, a guest's 1G page in pieces of pieces.
+        e_->make_room(Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1));
+        const bool again = e_->declared_.protects_tables && protect_path(vcpu, access.address, path);
+        if (!again) return build(tables, vcpu, guest, access, *walked, path, write);
     }
-    const Gfn page = Gfn::of(walked->address);
-    const auto mfn = e_->p2m_->mfn_of(page);
-    if (!mfn) {
-        ++counters.fault_mmio;
-        return emulated_at(walked->address);
-    }
+}
+
+template <PagingMode Guest>
+template <class Tables>
+FaultAnswer ShadowMmu<Guest>::build(Tables&, unsigned vcpu, const GuestContext& guest, const Access& access,
+                                    const Translation<space::GuestPhysical>& walked,
+                                    const WalkPath<space::GuestPhysical>& path, bool write)
+{
+    ShadowCounters& counters = e_->counters_;
+    auto& mine = e_->vcpus_[vcpu];
+    const Gfn page = Gfn::of(walked.address);
 
     // The path, from the root to the level-1 table. Below a superpage's entry it is fabricated.
-    ShadowId& root = root_slot(vcpu, access.address);
-    if (root == kNoShadow) load_roots(vcpu, guest);
-    ShadowId at = root;
+    if (root_slot(vcpu, access.address) == kNoShadow) load_roots(vcpu, guest);
+    ShadowId at = root_slot(vcpu, access.address);
     assert(at != kNoShadow);
+    bool upper_linked = false;
     for (int level = Guest.root_level(); level > 1; --level) {
         // The trail holds what the walk read: accessed (and dirty) bits have been set since.
         const auto index = static_cast<std::size_t>(level);
         const bool fabricated = level < path.lowest;
         const bool leaf = level == path.lowest;
         const Pte<Guest> entry{path.entries[index] | pte::kAccessed |
-                               (leaf && walked->dirty ? pte::kDirty : 0)};
+                               (leaf && walked.dirty ? pte::kDirty : 0)};
         const std::uint64_t flags =
             fabricated ? kSplinterFlags | pte::kDirty : propagated_flags(entry, level, guest.rules.entries);
         const ShadowKey wanted = level > path.lowest ? table_key(frame_under(entry, level, false), level - 1,
                                                                  role_of(guest.settings))
-                                                     : splinter_key(page, level - 1, walked->rights.key);
+                                                     : splinter_key(page, level - 1, walked.rights.key);
+        // Below an upper table that is found again there may be level-1 tables that are out of sync.
+        if (level == 2 && upper_linked) e_->resync_all(vcpu);
         bool linked = false;
         at = link_child(slot_of(at, level, access.address), wanted, flags, linked);
+        upper_linked |= linked && level > 2;
         if (linked && e_->populate_ == Populate::step) {
+            if (level > 2) e_->resync_all(vcpu);
             ++counters.fault_linked;
             return {};
         }
     }
 
-    const bool protect = e_->traps_writes_to(page);
-    if (protect && access.kind == AccessKind::write) {
+    const auto mfn = e_->p2m_->mfn_of(page);
+    if (!mfn) {
+        ++counters.fault_mmio;
+        mine.zero_written.reset();
+        return emulated_at(walked.address);
+    }
+    bool table = e_->declared_.protects_tables && e_->cache_.is_table(page);
+    if (table && write) {
+        const TableWrite asked{vcpu, page, access.user_mode, e_->may_unsync(page)};
+        if (e_->policy_->on_table_write(asked) == TableWriteAnswer::unsync && asked.may_unsync)
+            e_->unsync(vcpu, page);
+    }
+
+    const ShadowSlot slot = slot_of(at, 1, access.address);
+    OutOfSyncTables::Table* const target = table && write ? e_->out_of_sync_.find(page) : nullptr;
+    std::uint64_t leaf = 0;
+    if (path.lowest == 1) {
+        const Pte<Guest> entry{path.entries[1] | pte::kAccessed | (walked.dirty ? pte::kDirty : 0)};
+        leaf = leaf_for(entry, guest.rules.entries, write);
+        if (OutOfSyncTables::Table* const loose = e_->out_of_sync_.find(path.tables[1])) {
+            const auto raw = static_cast<detail::EntryWord<Guest>>(entry.raw());
+            std::memcpy(loose->snapshot.data() + path.offsets[1], &raw, sizeof raw);
+        }
+    } else {
+        std::uint64_t flags = kSplinterFlags | std::uint64_t{walked.rights.key} << pte::kKeyShift;
+        if (table && target == nullptr) flags &= ~pte::kWritable;
+        leaf = mfn->address().value() | flags;
+    }
+    if (target != nullptr && (leaf & pte::kWritable) != 0) e_->add_fixup(*target, slot);
+    e_->cache_.set_leaf(slot, leaf);
+    if (e_->declared_.switches.prefetch) prefetch(slot, path, guest);
+
+    if (table && write && !(target != nullptr && !access.user_mode)) {
         ++counters.fault_emulate_write;
-        return emulated_at(walked->address);
+        return emulate_write(vcpu, access, walked.address, path);
     }
     // The hardware runs with CR0.WP set: what only a clear one permits has to be done for the guest.
     RightsControl hardware = guest.rules.control;
     hardware.write_protect = true;
-    if (denied(walked->rights, hardware, access) != 0) {
+    if (denied(walked.rights, hardware, access) != 0) {
         ++counters.fault_emulate_wp;
-        return emulated_at(walked->address);
+        e_->emulation_ = {vcpu, false, std::nullopt, Guest.entry_bytes};
+        return emulated_at(walked.address);
     }
-
-    std::uint64_t flags = kSplinterFlags;
-    if (path.lowest == 1) {
-        const Pte<Guest> entry{path.entries[1] | pte::kAccessed | (walked->dirty ? pte::kDirty : 0)};
-        flags = propagated_flags(entry, 1, guest.rules.entries);
-    } else {
-        flags |= std::uint64_t{walked->rights.key} << pte::kKeyShift;
-    }
-    if (protect) flags &= ~pte::kWritable;
-    e_->cache_.set_leaf(slot_of(at, 1, access.address), mfn->address().value() | flags);
     ++counters.fault_fixed;
+    mine.zero_written.reset();
     return {};
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address)
+std::optional<ShadowSlot> ShadowMmu<Guest>::leaf_slot(unsigned vcpu, LinearAddress address)
 {
+    ShadowId at = root_slot(vcpu, address);
+    for (int level = Guest.root_level(); at != kNoShadow && level > 1; --level) {
+        at = e_->cache_.child(slot_of(at, level, address));
+    }
+    if (at == kNoShadow) return std::nullopt;
+    return slot_of(at, 1, address);
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address, bool out_of_sync_only)
+{
+    ShadowCache& cache = e_->cache_;
+    if (out_of_sync_only) {
+        const auto slot = leaf_slot(vcpu, address);
+        if (!slot || cache[slot->shadow].key.type.splinter) return;
+        // The guest flushes the hardware itself.
+        if (e_->out_of_sync_.find(cache[slot->shadow].key.frame) != nullptr) cache.set_leaf(*slot, 0);
+        return;
+    }
     ShadowId at = root_slot(vcpu, address);
     for (int level = Guest.root_level(); at != kNoShadow; --level) {
         const ShadowSlot slot = slot_of(at, level, address);
-        const ShadowId child = level > 1 ? e_->cache_.child(slot) : kNoShadow;
+        const ShadowId child = level > 1 ? cache.child(slot) : kNoShadow;
         // One guest page, however large, is one entry.
-        if (level == 1 || (child != kNoShadow && e_->cache_[child].key.type.splinter)) {
-            e_->cache_.clear(slot);
+        if (level == 1 || (child != kNoShadow && cache[child].key.type.splinter)) {
+            cache.clear(slot);
             return;
         }
         at = child;
@@ -285,49 +489,92 @@ void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address)
 }
 
 template <PagingMode Guest>
-bool ShadowMmu<Guest>::splintered(unsigned vcpu, LinearAddress address)
+InvlpgAnswer ShadowMmu<Guest>::invlpg_answer(unsigned vcpu, LinearAddress address)
 {
     ShadowId at = root_slot(vcpu, address);
     for (int level = Guest.root_level(); at != kNoShadow && level > 1; --level) {
         at = e_->cache_.child(slot_of(at, level, address));
-        if (at != kNoShadow && e_->cache_[at].key.type.splinter) return true;
+        if (at != kNoShadow && e_->cache_[at].key.type.splinter) return {true, true};
     }
-    return false;
+    return {at == kNoShadow, false};
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
+bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
 {
     ShadowCache& cache = e_->cache_;
     const ShadowKey key = cache[shadow].key;
     const int level = key.type.level;
     const EntryRules rules = entry_rules(Guest, e_->cpuid_, settings_of(key.role));
+    OutOfSyncTables::Table* const loose = e_->out_of_sync_.find(key.frame);
+    // What is to be propagated may change while it is: the shadow that it is for may go.
+    ++e_->counters_.hash_lookups;
+    ++e_->counters_.get_shadow_status;
+    if (cache.first_of_bucket(shadow)) ++e_->counters_.hash_lookup_head;
+    bool fine = true;
     for (unsigned i = first / Guest.entry_bytes; i <= last / Guest.entry_bytes; ++i) {
+        if (!cache[shadow].alive()) return fine;
         ++*counter_of_level(e_->counters_, level);
-        const Pte<Guest> entry{
-            e_->guest_memory_.template load<detail::EntryWord<Guest>>(key.frame, i * Guest.entry_bytes)};
+        using Word = detail::EntryWord<Guest>;
+        const Word raw = e_->guest_memory_.template load<Word>(key.frame, i * Guest.entry_bytes);
+        const Pte<Guest> entry{raw};
         const ShadowSlot slot{shadow, static_cast<std::uint16_t>(i * key.type.entries_per_guest_entry())};
-        const std::uint64_t flags = propagated_flags(entry, level, rules);
-        if (flags == 0) {
-            cache.clear(slot);
-            continue;
-        }
-        const bool leaf = rules.is_leaf(entry.raw(), level);
-        const Gfn frame = frame_under(entry, level, leaf);
         if (level == 1) {
-            const auto mfn = e_->p2m_->mfn_of(frame);
-            const std::uint64_t kept = cache.is_table(frame) ? flags & ~pte::kWritable : flags;
-            cache.set_leaf(slot, mfn ? mfn->address().value() | kept : 0);
+            cache.set_leaf(slot, leaf_for(entry, rules, false));
+            if (loose != nullptr)
+                std::memcpy(loose->snapshot.data() + i * Guest.entry_bytes, &raw, sizeof raw);
             continue;
         }
-        // Only what exists is linked: the next fault makes the rest.
-        const ShadowId child = cache.find(leaf ? splinter_key(frame, level - 1, entry.key())
-                                               : table_key(frame, level - 1, key.role));
-        if (child == kNoShadow) {
-            cache.clear(slot);
-        } else {
-            cache.link(slot, child, flags);
+        const std::uint64_t flags = propagated_flags(entry, level, rules);
+        ShadowId child = kNoShadow;
+        if (entry.present()) {
+            // Only what exists is linked: the next fault makes the rest.
+            const bool leaf = rules.is_leaf(entry.raw(), level);
+            const Gfn frame = frame_under(entry, level, leaf);
+            if (leaf || e_->p2m_->mfn_of(frame)) {
+                child = cache.find(leaf ? splinter_key(frame, level - 1, entry.key())
+                                        : table_key(frame, level - 1, key.role));
+            } else {
+                fine = false;
+            }
+            if (child != kNoShadow && flags != 0) {
+                if (level > 2) {
+                    e_->resync_all(e_->emulation_.vcpu);
+                } else if (!leaf) {
+                    e_->resync(e_->emulation_.vcpu, frame);
+                }
+            }
         }
+        if (flags == 0 || child == kNoShadow) {
+            cache.clear(slot);
+            continue;
+        }
+        cache.link(slot, child, flags);
+        if (kFormat == TableFormat::bits64 && level == 4 && e_->l3_may_be_pinned()) cache.pin(child);
+    }
+    return fine;
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::resync_entries(ShadowId shadow, std::array<std::byte, kPageBytes>& snapshot)
+{
+    ShadowCache& cache = e_->cache_;
+    const ShadowKey key = cache[shadow].key;
+    const EntryRules rules = entry_rules(Guest, e_->cpuid_, settings_of(key.role));
+    ++e_->counters_.hash_lookups;
+    ++e_->counters_.get_shadow_status;
+    if (cache.first_of_bucket(shadow)) ++e_->counters_.hash_lookup_head;
+    using Word = detail::EntryWord<Guest>;
+    for (unsigned offset = 0; offset < kPageBytes; offset += Guest.entry_bytes) {
+        const ShadowSlot slot{shadow, static_cast<std::uint16_t>(offset / Guest.entry_bytes)};
+        if ((cache.entry(slot) & pte::kPresent) == 0) continue;
+        ++e_->work_.entries_compared;
+        const Word now = e_->guest_memory_.template load<Word>(key.frame, offset);
+        Word then = 0;
+        std::memcpy(&then, snapshot.data() + offset, sizeof then);
+        if (now == then) continue;
+        cache.set_leaf(slot, leaf_for(Pte<Guest>{now}, rules, false));
+        std::memcpy(snapshot.data() + offset, &now, sizeof now);
     }
 }
 
@@ -353,8 +600,7 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
             if (level == 1 && e_->p2m_->mfn_of(page) != Mfn{(raw & pte::kFrame) >> kPageShift}) {
                 complain("maps another frame than the superpage");
             }
-            if (level == 1 && e_->declared_.protects_tables && (raw & pte::kWritable) != 0 &&
-                cache.is_table(page)) {
+            if (level == 1 && (raw & pte::kWritable) != 0 && e_->traps_writes_to(page)) {
                 complain("maps a guest table writable");
             }
             continue;
@@ -379,7 +625,8 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
         if (level == 1) {
             if (e_->p2m_->mfn_of(frame) != Mfn{(raw & pte::kFrame) >> kPageShift})
                 complain("maps another frame");
-            if ((raw & pte::kWritable) != 0 && cache.is_table(frame)) complain("maps a guest table writable");
+            if ((raw & pte::kWritable) != 0 && e_->traps_writes_to(frame))
+                complain("maps a guest table writable");
             continue;
         }
         const ShadowKey below =
@@ -393,10 +640,15 @@ template class ShadowMmu<kPae>;
 template class ShadowMmu<kFourLevel>;
 template class ShadowMmu<kFiveLevel>;
 
-template FaultAnswer ShadowMmu<kTwoLevel>::fault(GuestMemory&, unsigned, const GuestContext&, Access);
-template FaultAnswer ShadowMmu<kTwoLevel>::fault(IdentityTables&, unsigned, const GuestContext&, Access);
-template FaultAnswer ShadowMmu<kPae>::fault(GuestMemory&, unsigned, const GuestContext&, Access);
-template FaultAnswer ShadowMmu<kFourLevel>::fault(GuestMemory&, unsigned, const GuestContext&, Access);
-template FaultAnswer ShadowMmu<kFiveLevel>::fault(GuestMemory&, unsigned, const GuestContext&, Access);
+template FaultAnswer ShadowMmu<kTwoLevel>::fault(GuestMemory&, unsigned, const GuestContext&, Access,
+                                                 std::uint32_t);
+template FaultAnswer ShadowMmu<kTwoLevel>::fault(IdentityTables&, unsigned, const GuestContext&, Access,
+                                                 std::uint32_t);
+template FaultAnswer ShadowMmu<kPae>::fault(GuestMemory&, unsigned, const GuestContext&, Access,
+                                            std::uint32_t);
+template FaultAnswer ShadowMmu<kFourLevel>::fault(GuestMemory&, unsigned, const GuestContext&, Access,
+                                                  std::uint32_t);
+template FaultAnswer ShadowMmu<kFiveLevel>::fault(GuestMemory&, unsigned, const GuestContext&, Access,
+                                                  std::uint32_t);
 
 }  // namespace mmusim

@@ -4,6 +4,8 @@
 // Compiled once per mode; `Guest` alone is the parameter, the shadow's mode follows from it.
 #pragma once
 
+#include <array>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,14 +22,22 @@ public:
     explicit ShadowMmu(ShadowEngine& engine) : e_{&engine} {}
 
     template <class Tables>
-    [[nodiscard]] FaultAnswer fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access);
+    [[nodiscard]] FaultAnswer fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access,
+                                    std::uint32_t error_code);
     [[nodiscard]] FaultAnswer emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
                                               const Access& access);
     void load_roots(unsigned vcpu, const GuestContext& guest);
-    void drop_entry(unsigned vcpu, LinearAddress address);
-    [[nodiscard]] bool splintered(unsigned vcpu, LinearAddress address);
-    /// Guest entries in bytes [first, last] of the shadow's frame have changed: propagates each.
-    void validate(ShadowId shadow, unsigned first, unsigned last);
+    /// Drops the entry of the address; `out_of_sync_only`: if the table that it shadows is out of sync.
+    void drop_entry(unsigned vcpu, LinearAddress address, bool out_of_sync_only);
+    [[nodiscard]] InvlpgAnswer invlpg_answer(unsigned vcpu, LinearAddress address);
+    /// The level-1 entry for the address under the vCPU's root, where there is a shadow.
+    [[nodiscard]] std::optional<ShadowSlot> leaf_slot(unsigned vcpu, LinearAddress address);
+    /// Guest entries in bytes [first, last] of the shadow's frame have changed: propagates each. False: they
+    /// don't make a table.
+    [[nodiscard]] bool validate(ShadowId shadow, unsigned first, unsigned last);
+    /// Propagates the entries that are present and whose guest entry is not as in the snapshot, which becomes
+    /// the guest's table.
+    void resync_entries(ShadowId shadow, std::array<std::byte, kPageBytes>& snapshot);
     void audit_entries(ShadowId shadow, std::vector<std::string>& violations) const;
 
 private:
@@ -50,8 +60,28 @@ private:
                                        const Access& access, WalkPath<space::GuestPhysical>& path);
     [[nodiscard]] ShadowId& root_slot(unsigned vcpu, LinearAddress address);
     [[nodiscard]] FaultAnswer emulated_at(GuestPhysical address);
+    /// A write to the page that was written last by emulation, if the guest's tables still say so.
+    template <class Tables>
+    [[nodiscard]] std::optional<FaultAnswer> emulate_fast(Tables& tables, unsigned vcpu,
+                                                          const GuestContext& guest, const Access& access,
+                                                          std::uint32_t error_code);
+    /// Protects the tables of a walk. True: one was resynced, the walk has to be done again.
+    [[nodiscard]] bool protect_path(unsigned vcpu, LinearAddress address,
+                                    const WalkPath<space::GuestPhysical>& path);
+    /// A write to a shadowed table that is not let out of sync.
+    [[nodiscard]] FaultAnswer emulate_write(unsigned vcpu, const Access& access, GuestPhysical address,
+                                            const WalkPath<space::GuestPhysical>& path);
+    /// Shadows of the walk's path, and the entry of its page.
+    template <class Tables>
+    [[nodiscard]] FaultAnswer build(Tables& tables, unsigned vcpu, const GuestContext& guest,
+                                    const Access& access, const Translation<space::GuestPhysical>& walked,
+                                    const WalkPath<space::GuestPhysical>& path, bool write);
+    /// Fills entries after `slot`, as far as the guest's are in use.
+    void prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path, const GuestContext& guest);
+    /// The level-1 entry for a guest entry, or 0. `write`: a write that is under way.
+    [[nodiscard]] std::uint64_t leaf_for(Pte<Guest> entry, const EntryRules& rules, bool write) const;
     [[nodiscard]] ShadowId find_or_create(const ShadowKey& key);
-    void load_root(ShadowId& slot, const ShadowKey* wanted);
+    void load_root(unsigned vcpu, ShadowId& slot, const ShadowKey* wanted);
     [[nodiscard]] const ShadowKey* root_key(const GuestContext& guest, unsigned slot, ShadowKey& key) const;
     /// The shadow's child for `wanted` under `slot`, linked with `flags`. Sets `linked` if it was not.
     ShadowId link_child(ShadowSlot slot, const ShadowKey& wanted, std::uint64_t flags, bool& linked);

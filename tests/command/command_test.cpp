@@ -376,7 +376,7 @@ TEST_CASE("config --print shows what --config reads", "[command]")
     CHECK(defaults.code == 0);
     CHECK(defaults.error.empty());
     CHECK(Json::parse(defaults.out)["mode"] == "shadow");
-    CHECK(Json::parse(defaults.out)["policy"] == "write-protect");
+    CHECK(Json::parse(defaults.out)["policy"] == "xen");
     const std::vector<std::vector<std::string>> options{
         {},
         {"--mode", "native"},

@@ -118,10 +118,14 @@ TEST_CASE("a configuration comes back from its JSON", "[replay][config]")
 
 TEST_CASE("the JSON of a configuration has every key, with its default", "[replay][config]")
 {
-    CHECK(to_json(ReplayConfig{}).dump() ==
-          R"({"mode":"shadow","p2m":"header","policy":"write-protect","shadow":{"populate":"leaf"},)"
-          R"("cpu":"golden_cove","clock":"blocking","data_caches":{"program":true},)"
-          R"("check":false,"check_coherence":false,"audit":0,"skip":0,"limit":null})");
+    CHECK(
+        to_json(ReplayConfig{}).dump() ==
+        R"({"mode":"shadow","p2m":"header","policy":"xen","shadow":{"populate":"leaf","pool_pages":null,)"
+        R"("custom":{"writable_heuristic":true,"early_unshadow":true,"fast_fault_path":true,"prefetch":true,)"
+        R"("linux_l3_toplevel":true,"skip_verify":true,"virtual_tlb":true,"fast_emulation":true,)"
+        R"("out_of_sync":true,"out_of_sync_tables":3,"fixups":2,"prefetch_window":32,"virtual_tlb_entries":13}},)"
+        R"("cpu":"golden_cove","clock":"blocking","data_caches":{"program":true},)"
+        R"("check":false,"check_coherence":false,"audit":0,"skip":0,"limit":null})");
 }
 
 TEST_CASE("a document changes what it names and nothing else", "[replay][config]")

@@ -23,7 +23,7 @@ public:
     [[nodiscard]] PolicyDeclaration declared() const override
     {
         ++asked_->declared;
-        return {ShadowKeying::frame_and_type, true, 0};
+        return {.sizes = {.out_of_sync = 0}};
     }
     [[nodiscard]] FlushAnswer on_flush(unsigned, GuestFlush flush) override
     {
@@ -40,13 +40,15 @@ private:
 TEST_CASE("policy catalog: names", "[shadow]")
 {
     ShadowPolicyCatalog catalog = builtin_shadow_policies();
-    REQUIRE(catalog.entries().size() == 2);
+    REQUIRE(catalog.entries().size() == 6);
     for (const auto& entry : catalog.entries()) {
         CHECK_FALSE(entry.description.empty());
         CHECK(entry.make() != nullptr);
         CHECK(catalog.find(entry.name)() != nullptr);
     }
-    CHECK(catalog.find(kDefaultShadowPolicy)()->declared().coherent());
+    CHECK(catalog.find("write-protect")()->declared().coherent());
+    CHECK(catalog.find("xen-2006")()->declared().coherent());
+    CHECK(catalog.find(kDefaultShadowPolicy)()->declared().stale_levels == 0b10);
     CHECK_FALSE(catalog.find("tlb-like")()->declared().coherent());
     CHECK_FALSE(catalog.find("tlb-like")()->declared().protects_tables);
     try {
@@ -95,7 +97,7 @@ TEST_CASE("policy catalog: a policy from outside the library", "[shadow]")
 
     // A name that is there already is replaced.
     catalog.add("forgetful", "now the other", catalog.find("tlb-like"));
-    CHECK(catalog.entries().size() == 3);
+    CHECK(catalog.entries().size() == 7);
     CHECK_FALSE(catalog.find("forgetful")()->declared().protects_tables);
 }
 

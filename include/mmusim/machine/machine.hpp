@@ -70,6 +70,7 @@ struct MachineConfig {
     TranslationMode mode = TranslationMode::shadow;
     ShadowPolicyFactory policy;  ///< not used in native mode
     Populate populate = Populate::leaf;
+    std::uint64_t shadow_pool_pages = 0;    ///< 4 KiB pages for shadows; 0: as many as Xen's tool stack gives
     std::shared_ptr<const CpuProfile> cpu;  ///< null: nothing is cached, every access walks
     ClockKind clock = ClockKind::off;
     unsigned window = 0;              ///< accesses in flight, for ClockKind::window
@@ -263,6 +264,7 @@ private:
 
     [[nodiscard]] bool native() const { return config_.mode == TranslationMode::native; }
     void start();
+    [[nodiscard]] std::uint64_t pool_pages() const;
     void refresh(unsigned vcpu);
     /// Gives the hardware the engine's root; whether that is another one.
     bool adopt_root(unsigned vcpu);
@@ -313,11 +315,11 @@ private:
     void touch_data(unsigned vcpu, AccessKind kind, LinearAddress address,
                     std::span<const Mmu::Piece> pieces);
     void land();
-    void emulated_store(GuestPhysical at, std::span<const std::byte> bytes);
+    void emulated_store(std::span<const ShadowEngine::StorePart> parts);
     [[nodiscard]] const TimingSpec& timing() const { return config_.cpu->timing; }
     [[nodiscard]] Step missed(unsigned vcpu, const Access& access, const PageFault& fault);
-    void exit_for(unsigned vcpu, const Access& access, FaultAnswer& answer);
-    [[nodiscard]] Step exit_to_hypervisor(unsigned vcpu, const Access& access);
+    void exit_for(unsigned vcpu, const Access& access, std::uint32_t error_code, FaultAnswer& answer);
+    [[nodiscard]] Step exit_to_hypervisor(unsigned vcpu, const Access& access, std::uint32_t error_code);
     [[nodiscard]] Step emulate(unsigned vcpu, const Access& access);
     /// Index of the first of `pages_` that would fault now; their number if none would.
     [[nodiscard]] std::size_t first_to_fault(const Vcpu& vcpu);

@@ -30,7 +30,9 @@ struct ReplayConfig {
     std::optional<P2mLayout> p2m;  ///< instead of the trace header's layout
     std::string policy{kDefaultShadowPolicy};
     Populate populate = Populate::leaf;
-    std::string cpu{kDefaultCpuProfile};  ///< a bundled profile or a file
+    CustomShadowPolicy custom;                       ///< for the policy `custom`
+    std::optional<std::uint64_t> shadow_pool_pages;  ///< none: as many as Xen's tool stack gives
+    std::string cpu{kDefaultCpuProfile};             ///< a bundled profile or a file
     ClockKind clock = ClockKind::blocking;
     unsigned window = 0;                 ///< accesses in flight, for ClockKind::window
     bool program_uses_caches = true;     ///< the program's own accesses go through the data caches

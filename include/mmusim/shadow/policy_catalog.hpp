@@ -40,8 +40,18 @@ private:
     std::vector<Entry> entries_;
 };
 
-/// `write-protect` (the default) and `tlb-like`.
+/// Xen's mechanism with any of its switches and sizes: the policy `custom`. Its defaults are `xen`.
+struct CustomShadowPolicy {
+    ShadowSwitches switches = kAllShadowSwitches;
+    bool out_of_sync = true;
+    ShadowSizes sizes = {};
+
+    friend bool operator==(const CustomShadowPolicy&, const CustomShadowPolicy&) = default;
+};
+[[nodiscard]] std::unique_ptr<ShadowPolicy> make_custom_policy(const CustomShadowPolicy& parts);
+
+/// `xen` (the default), `xen-2006`, `xen-2006-first`, `write-protect`, `tlb-like` and `custom`.
 [[nodiscard]] ShadowPolicyCatalog builtin_shadow_policies();
-inline constexpr std::string_view kDefaultShadowPolicy = "write-protect";
+inline constexpr std::string_view kDefaultShadowPolicy = "xen";
 
 }  // namespace mmusim

@@ -9,12 +9,15 @@
 //        |                ^                        |                        |
 //        `--> others      `------- parents --------'           reverse map: `--> writable entries
 //
-// A shadow lives as long as something refers to it: an entry of another, a vCPU's root slot, a pin.
+// A shadow lives as long as something refers to it: an entry of another, a vCPU's root slot, a pin. Its pages
+// come from a pool of a fixed size; the page that has been free for longest is taken first.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +26,7 @@
 #include <boost/unordered/unordered_flat_map.hpp>
 
 #include <mmusim/shadow/counters.hpp>
+#include <mmusim/shadow/flush_filter.hpp>
 #include <mmusim/shadow/shadow_type.hpp>
 #include <mmusim/words/address.hpp>
 #include <mmusim/words/memory.hpp>
@@ -54,6 +58,8 @@ struct Shadow {
     std::uint32_t references = 0;
     bool pinned = false;
     ShadowId next_of_frame = kNoShadow;
+    ShadowId next_in_bucket = kNoShadow;
+    ShadowSlot up;  ///< Xen's up-pointer: the entry that referenced it when no other did; not renewed
     boost::container::small_vector<ShadowSlot, 2> parents;  ///< entries that reference it
 
     [[nodiscard]] bool alive() const { return references != 0; }
@@ -62,47 +68,73 @@ struct Shadow {
 
 class ShadowCache {
 public:
-    /// Shadow pages are taken from `pool_first` upwards. `track_writable` keeps the reverse map.
-    ShadowCache(SparseMemory& machine, Mfn pool_first, bool track_writable, ShadowCounters& counters);
+    /// Shadow pages are taken from `pool_first` upwards, `pool_pages` of them. `filter`: who has to flush
+    /// before a page is used again.
+    ShadowCache(SparseMemory& machine, Mfn pool_first, std::uint64_t pool_pages, FlushFilter& filter,
+                ShadowCounters& counters);
 
     [[nodiscard]] const Shadow& operator[](ShadowId id) const { return shadows_[id]; }
 
-    /// The shadow with this key, or kNoShadow.
+    /// The shadow with this key, or kNoShadow. One that is found moves to the head of its bucket.
     [[nodiscard]] ShadowId find(const ShadowKey& key);
-    /// A new, empty shadow. It must be given a reference at once.
+    /// A new, empty shadow; the pool must have the pages. It must be given a reference at once.
     [[nodiscard]] ShadowId create(const ShadowKey& key);
     /// Root references of vCPUs.
     void retain(ShadowId id) { ++shadows_[id].references; }
     void release(ShadowId id);
-    /// A reference of the cache's own: the shadow stays when nobody uses it.
+    /// A reference of the cache's own: the shadow stays when nobody uses it. Pinned again, it is the one
+    /// pinned last.
     void pin(ShadowId id);
     void unpin(ShadowId id);
+    /// The one pinned longest ago first.
+    [[nodiscard]] const std::vector<ShadowId>& pinned() const { return pinned_; }
+    /// Called for each shadow that is about to be destroyed.
+    void on_destroy(std::function<void(ShadowId)> hook) { on_destroy_ = std::move(hook); }
+    /// While on, the shadows of long-mode L3 tables have no up-pointer, since they may be pinned.
+    void l3_may_be_pinned(bool may) { l3_may_be_pinned_ = may; }
 
-    /// Shadows of tables in this guest frame (splinters left out), oldest first.
-    [[nodiscard]] std::vector<ShadowId> of_frame(Gfn frame) const;
+    /// Pages of the pool that are free.
+    [[nodiscard]] std::uint64_t free_pages() const { return pool_pages_ - counters_->alloc_count; }
+    [[nodiscard]] std::uint64_t pool_pages() const { return pool_pages_; }
+
+    /// Shadows of tables in this guest frame (splinters left out), lower levels first.
+    [[nodiscard]] boost::container::small_vector<ShadowId, 4> of_frame(Gfn frame) const;
     [[nodiscard]] bool is_table(Gfn frame) const;
+    [[nodiscard]] bool is_table_of(TableFormat format, Gfn frame) const;
     /// Whether it is shadowed as a table of another format.
     [[nodiscard]] bool is_table_of_other(TableFormat format, Gfn frame) const;
+    [[nodiscard]] bool first_of_bucket(ShadowId id) const;
+    /// Shadows of level 1, splinters too, in the order of the hash table.
+    [[nodiscard]] std::vector<ShadowId> leaf_shadows() const;
 
     [[nodiscard]] std::uint64_t entry(ShadowSlot slot) const;
     /// The shadow that an entry above level 1 references; kNoShadow if it is not present.
     [[nodiscard]] ShadowId child(ShadowSlot slot) const;
     /// Makes the entries that stand for one guest entry (a pair in an l2_32) reference `child`.
     void link(ShadowSlot slot, ShadowId child, std::uint64_t flags);
-    /// Sets a level-1 entry (0: not present).
+    /// Sets a level-1 entry (0: not present). Asks for no flush: what the guest took away it must flush
+    /// itself.
     void set_leaf(ShadowSlot slot, std::uint64_t entry);
     /// Empties the entries that stand for one guest entry.
     void clear(ShadowSlot slot);
     void clear_all(ShadowId id);
 
-    /// Takes the writable bit from every entry that maps the frame; the number of these entries.
-    unsigned remove_write_access(Mfn frame);
+    /// Writable entries that map the frame: their number is Xen's count of the writable type.
+    [[nodiscard]] std::span<const ShadowSlot> writable_mappings(Mfn frame) const;
+    /// Takes the writable bit from an entry; the hardware has to be flushed.
+    void remove_write_access(ShadowSlot slot);
 
-    /// Whether an entry that the hardware may have cached was taken away or lost a right, since the last
-    /// call.
+    /// The hardware has to be flushed, on all vCPUs.
+    void flush_due() { flush_due_ = true; }
+    /// Whether it had to since the last call.
     [[nodiscard]] bool take_flush_due() { return std::exchange(flush_due_, false); }
-    /// Entries written so far.
-    [[nodiscard]] std::uint64_t entries_written() const { return entries_written_; }
+    /// Entries written so far, steps along chains of the hash table, pages cleared.
+    struct Work {
+        std::uint64_t entries_written = 0;
+        std::uint64_t hash_steps = 0;
+        std::uint64_t pages_cleared = 0;
+    };
+    [[nodiscard]] const Work& work() const { return work_; }
 
     /// All shadows alive, in order of their ids.
     [[nodiscard]] std::vector<ShadowId> all() const;
@@ -121,21 +153,42 @@ private:
         return shadows_[slot.shadow].frames[slot.index / 512];
     }
     void store(ShadowSlot slot, std::uint64_t entry);
+    void empty(ShadowSlot slot);
+    void empty_all(ShadowId id);
+    [[nodiscard]] Mfn take_page();
+    void add_parent(ShadowId child, ShadowSlot slot);
     void drop_parent(ShadowId child, ShadowSlot slot);
     void track(std::uint64_t entry, ShadowSlot slot);
     void untrack(std::uint64_t entry, ShadowSlot slot);
     void destroy(ShadowId id);
+    [[nodiscard]] ShadowId& bucket_of(const ShadowKey& key)
+    {
+        return buckets_[shadow_bucket(key.frame.number(), key.type.code())];
+    }
+
+    /// A page that was in use; `freed` by the flush filter's clock.
+    struct FreePage {
+        Mfn frame;
+        std::uint32_t freed;
+    };
 
     SparseMemory* machine_;
+    FlushFilter* filter_;
     ShadowCounters* counters_;
     bool flush_due_ = false;
-    std::uint64_t entries_written_ = 0;
-    bool track_writable_;
+    bool l3_may_be_pinned_ = false;
+    std::uint32_t write_access_went_ =
+        0;  ///< when a writable mapping was replaced last, by the filter's clock
+    Work work_;
     Mfn pool_first_;
-    std::vector<ShadowId> page_owner_;  ///< by page of the pool
-    std::vector<Mfn> free_pages_;
+    std::uint64_t pool_pages_;
+    std::vector<ShadowId> page_owner_;  ///< by page of the pool, as far as it has been used
+    std::deque<FreePage> free_pages_;   ///< among these; the one freed first comes first
     std::vector<Shadow> shadows_;
     std::vector<ShadowId> free_ids_;
+    std::vector<ShadowId> pinned_;
+    std::array<ShadowId, kShadowBuckets> buckets_;
+    std::function<void(ShadowId)> on_destroy_;
     boost::unordered_flat_map<std::uint64_t, ShadowId> by_frame_;  ///< head of each frame's list
     boost::unordered_flat_map<std::uint64_t, boost::container::small_vector<ShadowSlot, 2>> writable_;
 };

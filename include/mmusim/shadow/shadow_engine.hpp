@@ -19,6 +19,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -26,8 +27,11 @@
 #include <mmusim/p2m/p2m.hpp>
 #include <mmusim/pagewalk/walk.hpp>
 #include <mmusim/shadow/counters.hpp>
+#include <mmusim/shadow/flush_filter.hpp>
+#include <mmusim/shadow/out_of_sync.hpp>
 #include <mmusim/shadow/policy.hpp>
 #include <mmusim/shadow/shadow_cache.hpp>
+#include <mmusim/shadow/virtual_tlb.hpp>
 #include <mmusim/words/access.hpp>
 #include <mmusim/words/cpuid.hpp>
 #include <mmusim/words/registers.hpp>
@@ -47,6 +51,16 @@ struct GuestContext {
     EntrySettings settings;
     WalkRoot<space::GuestPhysical> root;
 };
+
+/// The hypervisor had to end the domain; the message says why.
+struct DomainCrashed : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+/// Pages of a domain's pool below which Xen does not go (reference/xen.md B4), and what its tool stack gives.
+[[nodiscard]] std::uint64_t shadow_pool_floor(unsigned vcpus, std::uint64_t ram_pages, bool hvm,
+                                              std::uint64_t p2m_pages);
+[[nodiscard]] std::uint64_t default_shadow_pool(unsigned vcpus, std::uint64_t ram_pages);
 
 /// How the hypervisor answers a page fault that the shadows caused.
 struct FaultAnswer {
@@ -68,30 +82,54 @@ struct ShadowWork {
     std::uint64_t entries_written = 0;
     std::uint64_t emulated = 0;  ///< accesses done for the guest
     std::uint64_t roots_loaded = 0;
+    std::uint64_t hash_steps = 0;
+    std::uint64_t entries_searched = 0;  ///< in searches for writable mappings
+    std::uint64_t guesses = 0;           ///< of writable mappings
+    std::uint64_t snapshots = 0;
+    std::uint64_t entries_compared = 0;  ///< with a snapshot
+};
+
+/// What the hardware has still to do for an INVLPG of the guest.
+struct InvlpgAnswer {
+    bool suppress = false;   ///< nothing of the page is mapped: not even the instruction
+    bool flush_all = false;  ///< the page is in pieces: everything
 };
 
 class ShadowEngine {
 public:
-    /// The guest's RAM is in `machine`; shadows live in frames of `tables` from `pool_first` upwards.
+    /// The guest's RAM is in `machine`; shadows live in `pool_pages` frames of `tables` from `pool_first`
+    /// upwards.
     ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
-                 unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first);
+                 unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first,
+                 std::uint64_t pool_pages);
 
-    /// The hardware could not translate `access` with the shadows.
-    [[nodiscard]] FaultAnswer fault(unsigned vcpu, const GuestContext& guest, const Access& access);
+    // All verbs may throw DomainCrashed.
+
+    /// The hardware could not translate `access` with the shadows: its page fault had `error_code`.
+    [[nodiscard]] FaultAnswer fault(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                    std::uint32_t error_code);
     /// An access of an instruction that is being emulated: the guest's own walk decides. Never `retry`.
     [[nodiscard]] FaultAnswer emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access);
     /// The vCPU's root or paging mode has changed: finds or makes the shadows of its new root tables.
     void load_roots(unsigned vcpu, const GuestContext& guest);
     /// The guest has invalidated; `address` counts for GuestFlush::address and page_fault.
     void flush(unsigned vcpu, GuestFlush flush, LinearAddress address = {});
-    void count_invlpg() { ++counters_.invlpg; }
-    /// A store done by emulation, within one frame: memory changes, and so do the shadows of its entries.
-    void emulated_store(GuestPhysical at, std::span<const std::byte> bytes);
+    /// The same for one address, as an INVLPG of the guest.
+    [[nodiscard]] InvlpgAnswer invlpg(unsigned vcpu, LinearAddress address);
+    /// An operand's store done by emulation, in one frame or the two parts of one that crosses pages: memory
+    /// changes, and so do the shadows of its entries.
+    struct StorePart {
+        GuestPhysical at;
+        std::span<const std::byte> bytes;
+    };
+    void emulated_store(std::span<const StorePart> parts);
     /// Whether a write of the guest to this frame would trap.
     [[nodiscard]] bool traps_writes_to(Gfn frame) const
     {
-        return declared_.protects_tables && cache_.is_table(frame);
+        return declared_.protects_tables && cache_.is_table(frame) && !out_of_sync_.may_write(frame);
     }
+    /// A vCPU's hardware has flushed everything.
+    void hardware_flushed(unsigned vcpu);
     /// The content of a guest frame was changed from outside the guest.
     void forget(Gfn frame);
     /// Drops every shadow.
@@ -99,8 +137,6 @@ public:
 
     /// Whether the hardware has to drop what it has cached, on all vCPUs: asked after each verb.
     [[nodiscard]] bool take_flush_due() { return cache_.take_flush_due(); }
-    /// Whether the address is in a guest superpage that the shadows map in pieces.
-    [[nodiscard]] bool splintered(unsigned vcpu, LinearAddress address);
     [[nodiscard]] ShadowWork work() const;
 
     /// Where the hardware's walk begins. A root that has no shadow yet is an empty table.
@@ -120,8 +156,57 @@ private:
         Paging paging = Paging::off;
         std::array<ShadowId, 4> ids{kNoShadow, kNoShadow, kNoShadow, kNoShadow};
     };
+    struct Vcpu {
+        Roots roots;
+        VirtualTlb virtual_tlb;
+        std::optional<Gfn> zero_written;     ///< the table that the last emulated zero went to
+        ShadowId last_writable = kNoShadow;  ///< where a search found a writable mapping last
+        /// The page whose write was emulated last, and the table that it maps.
+        struct FastEmulation {
+            std::uint64_t page = 0;
+            Gfn table;
+        };
+        std::optional<FastEmulation> fast_emulation;
+    };
+    /// The emulation whose store comes next.
+    struct Emulation {
+        unsigned vcpu = 0;
+        bool fast = false;
+        std::optional<Vcpu::FastEmulation> remember;  ///< if the page is still a table afterwards
+        unsigned entry_bytes = 8;                     ///< of the guest's tables
+    };
 
     void release_roots(Roots& roots);
+    [[nodiscard]] bool out_of_sync_active() const;
+    [[nodiscard]] bool may_unsync(Gfn frame) const;
+    /// Lets the guest write the table; a table that loses its slot is resynced.
+    void unsync(unsigned vcpu, Gfn frame);
+    /// An entry that maps an out-of-sync table writable was made.
+    void add_fixup(OutOfSyncTables::Table& table, ShadowSlot slot);
+    /// Makes its shadow right and takes the writable mappings away. In the context of `vcpu`.
+    void resync(unsigned vcpu, Gfn frame);
+    /// Makes its shadow right; it stays out of sync.
+    void resync_entries(OutOfSyncTables::Table& table);
+    void resync_all(unsigned vcpu);
+    void resync_own(unsigned vcpu);
+    /// Those of other vCPUs that may be under this one's roots: entries alone.
+    void resync_others_lightly(unsigned vcpu);
+    /// Whether the shadows prove that a level-1 table is under none of the vCPU's roots.
+    [[nodiscard]] bool proven_elsewhere(unsigned vcpu, Gfn frame) const;
+    bool revoke(Mfn table, ShadowSlot fixup);
+    /// Takes every writable mapping of a table away; whether there was one. `level` and `address`: of the
+    /// walk that met it; level 0: a resync.
+    bool remove_write_access(unsigned vcpu, Gfn table, int level, LinearAddress address);
+    /// Gives up the shadows of a frame. `fast`: only by what is known of their references. False if some
+    /// remain.
+    bool unshadow(Gfn frame, bool fast);
+    /// Room for `pages` more pages of shadows.
+    void make_room(std::uint64_t pages);
+    void forget_hints(ShadowId destroyed);
+    void consider_unshadowing(unsigned vcpu, GuestPhysical at, std::span<const std::byte> bytes);
+    [[nodiscard]] bool may_skip_verifying(GuestPhysical at, std::span<const std::byte> bytes) const;
+    [[nodiscard]] bool l3_may_be_pinned() const { return l3_pinned_; }
+    void l4_made();
     /// Bytes [first, last] of a guest frame have changed: propagates their entries into the shadows of the
     /// frame, those of `except` apart.
     void revalidate(Gfn frame, unsigned first, unsigned last, std::optional<TableFormat> except);
@@ -136,8 +221,13 @@ private:
     Mfn empty_table_;
     ShadowCounters counters_;
     ShadowWork work_;  ///< what is not counted elsewhere
+    FlushFilter filter_;
     ShadowCache cache_;
-    std::vector<Roots> roots_;  ///< by vCPU
+    std::vector<Vcpu> vcpus_;
+    OutOfSyncTables out_of_sync_;
+    Emulation emulation_;
+    unsigned current_ = 0;  ///< the vCPU whose fault is being handled
+    bool l3_pinned_;        ///< Xen's "old Linux" rule is in force
 };
 
 }  // namespace mmusim

@@ -44,8 +44,46 @@ struct ShadowType {
         return format == TableFormat::bits32 && level == 2 ? 2 : 1;
     }
 
+    /// Xen's number of the type, which its hash takes in; of types that Xen has not, numbers above its own.
+    [[nodiscard]] constexpr unsigned code() const
+    {
+        constexpr unsigned kFl2 = 16, kL5 = 17;
+        switch (format) {
+        case TableFormat::bits32: return level == 2 ? 3 : splinter ? 2 : 1;
+        case TableFormat::pae: return level == 2 ? 6 : splinter ? 5 : 4;
+        case TableFormat::bits64: break;
+        }
+        switch (level) {
+        case 1: return splinter ? 8 : 7;
+        case 2: return splinter ? kFl2 : 9;
+        case 3: return 11;
+        case 4: return 12;
+        default: return kL5;
+        }
+    }
+    /// Whether the vCPUs' roots are of this type, so that one is kept when nobody uses it.
+    [[nodiscard]] constexpr bool top() const
+    {
+        return format == TableFormat::bits64 ? level >= 4 : level == 2;
+    }
+    /// Whether a shadow knows the entry that referenced it first.
+    [[nodiscard]] constexpr bool has_up_pointer() const { return format != TableFormat::bits32 && !top(); }
+
     friend constexpr bool operator==(const ShadowType&, const ShadowType&) = default;
 };
+
+/// The bucket of the hash table (reference/xen.md B2): of a frame and a type's code.
+inline constexpr unsigned kShadowBuckets = 251;
+[[nodiscard]] constexpr unsigned shadow_bucket(std::uint64_t frame, unsigned code)
+{
+    constexpr int kKeyBytes = 5;  // those of a frame number in 52 bits of address
+    std::uint32_t k = code;
+    for (int i = 0; i < kKeyBytes; ++i) {
+        const auto byte = static_cast<std::uint32_t>(frame >> (8 * i) & 0xff);
+        k = byte + (k << 6) + (k << 16) - k;
+    }
+    return k % kShadowBuckets;
+}
 
 /// "l1_32", "fl1_pae", "l4_64", ...
 [[nodiscard]] std::string to_string(ShadowType type);

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The tables that guests may write until the next resync (reference/xen.md B11): per vCPU a few slots, each
+// with a copy of the table as the shadow knows it, and the writable mappings that were made of it ("fixups").
+// The slots are a small hash table: a frame's home is its number modulo the slots, its second place the next
+// one. Books alone: who resyncs, and how, is the engine's business.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+#include <mmusim/shadow/shadow_cache.hpp>
+#include <mmusim/words/address.hpp>
+
+namespace mmusim {
+
+class OutOfSyncTables {
+public:
+    struct Table {
+        Gfn frame;
+        bool may_write = false;  ///< cleared first when it is resynced
+        std::array<std::byte, kPageBytes> snapshot{};
+        std::vector<ShadowSlot> fixups;  ///< a ring; free ones name no shadow
+        std::size_t next_fixup = 0;
+    };
+
+    OutOfSyncTables(unsigned vcpus, unsigned slots, unsigned fixups);
+
+    [[nodiscard]] bool any() const { return count_ != 0; }
+    /// Null if the frame is in sync.
+    [[nodiscard]] Table* find(Gfn frame);
+    [[nodiscard]] const Table* find(Gfn frame) const;
+    [[nodiscard]] bool may_write(Gfn frame) const
+    {
+        const Table* const table = count_ == 0 ? nullptr : find(frame);
+        return table != nullptr && table->may_write;
+    }
+    /// The table that has to make room for `frame` among a vCPU's, if any.
+    [[nodiscard]] std::optional<Gfn> evicted_by(unsigned vcpu, Gfn frame) const;
+    /// A new one, empty of fixups, the snapshot to be filled; what `evicted_by` named is gone. A frame at
+    /// home there moves to its second place.
+    [[nodiscard]] Table& add(unsigned vcpu, Gfn frame);
+    void remove(Gfn frame);
+    /// The vCPU's, in order of slots.
+    [[nodiscard]] std::vector<Gfn> of(unsigned vcpu) const;
+    [[nodiscard]] unsigned vcpus() const { return static_cast<unsigned>(vcpus_.size()); }
+
+private:
+    using Slots = std::vector<std::optional<Table>>;
+    [[nodiscard]] std::size_t home_of(Gfn frame) const { return frame.number() % slots_; }
+
+    std::size_t slots_;
+    std::size_t fixups_;
+    std::size_t count_ = 0;
+    std::vector<Slots> vcpus_;
+};
+
+}  // namespace mmusim

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What Xen's mechanism does in the scenarios of reference/xen.md H2, counter by counter.
+#include <map>
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/guest_builder.hpp"
+
+using namespace guest;
+
+namespace {
+
+constexpr std::uint64_t kLinear = 0x40'0000;
+constexpr std::uint64_t kWindow = 0x80'0000;  ///< maps tables
+
+/// The counters that have changed since the last look, by name.
+class Changes {
+public:
+    explicit Changes(const Guest& guest) : guest_{&guest}, last_{guest.counters()} {}
+
+    std::map<std::string, std::uint64_t> take()
+    {
+        const ShadowCounters now = guest_->counters();
+        std::map<std::string, std::uint64_t> changed;
+        for (const ShadowCounterName& counter : kShadowCounterNames) {
+            if (now.*counter.member != last_.*counter.member)
+                changed[std::string{counter.name}] = now.*counter.member - last_.*counter.member;
+        }
+        last_ = now;
+        return changed;
+    }
+
+private:
+    const Guest* guest_;
+    ShadowCounters last_;
+};
+
+using Counts = std::map<std::string, std::uint64_t>;
+
+Guest guest_of(Paging paging, const std::string& policy = "xen", unsigned vcpus = 1)
+{
+    Options options = under(policy);
+    options.vcpus = vcpus;
+    return Guest{paging, options};
+}
+
+/// Maps the table of `level` that translates kLinear at kWindow, and touches code of the guest there.
+std::uint64_t window_to_table(Guest& guest, int level, std::uint64_t at = kWindow)
+{
+    const std::uint64_t entry = guest.entry_at(kLinear, level);
+    guest.map(at, entry & ~std::uint64_t{0xfff});
+    return at | (entry & 0xfff);
+}
+
+}  // namespace
+
+TEST_CASE("xen S1, S2: a page is read for the first time, then written", "[shadow]")
+{
+    Guest guest = guest_of(Paging::four_level);
+    guest.map(kLinear, 0x101'000, P | W);
+    guest.map(kLinear + 0x1000, 0x102'000, P | W | A | D);
+    for (int level = 4; level > 1; --level) guest.set_entry(kLinear, level, guest.entry(kLinear, level) & ~A);
+    Changes changes{guest};
+    CHECK(guest.read(kLinear).at() == 0x101'000);
+    CHECK(changes.take() == Counts{{"fault", 1},
+                                   {"guest_walk", 1},
+                                   {"fault_fixed", 1},
+                                   {"alloc", 3},
+                                   {"alloc_count", 3},
+                                   {"hash_lookups", 3},
+                                   {"get_shadow_status", 3},
+                                   {"hash_lookup_miss", 3},
+                                   {"hash_inserts", 3}});
+    for (int level = 4; level > 0; --level) CHECK((guest.entry(kLinear, level) & A) != 0);
+    // The neighbour has been prefetched.
+    CHECK(guest.read(kLinear + 0x1000).at() == 0x102'000);
+    CHECK(guest.write(kLinear + 0x1000).at() == 0x102'000);
+    CHECK(changes.take().empty());
+
+    CHECK(guest.write(kLinear).at() == 0x101'000);
+    CHECK(changes.take() == Counts{{"fault", 1}, {"guest_walk", 1}, {"fault_fixed", 1}});
+    CHECK((guest.entry(kLinear, 1) & D) != 0);
+    CHECK(guest.write(kLinear).ok());
+    CHECK(changes.take().empty());
+    CHECK(guest.machine.audit().empty());
+}
+
+TEST_CASE("xen: prefetch stops at an entry not yet accessed or dirtied, and at the end of the window",
+          "[shadow]")
+{
+    for (const unsigned stop : {5u, 31u, 100u}) {
+        Guest guest = guest_of(Paging::four_level);
+        for (unsigned i = 0; i < 64; ++i) {
+            guest.map(kLinear + i * 0x1000, 0x101'000, i == stop ? P | W | A : kAll);
+        }
+        CHECK(guest.read(kLinear).ok());
+        const std::uint64_t faults = guest.counters().fault;
+        for (unsigned i = 0; i < 64; ++i) {
+            INFO(stop << ": page " << i);
+            const std::uint64_t before = guest.counters().fault;
+            CHECK(guest.read(kLinear + i * 0x1000).ok());
+            const bool first_fault = guest.counters().fault != before && before == faults;
+            if (first_fault) CHECK(i == std::min(stop, 32u));
+        }
+    }
+}
+
+TEST_CASE("xen S3, S7: the kernel writes a level-1 table", "[shadow]")
+{
+    for (const Paging paging : {Paging::two_level, Paging::pae, Paging::four_level, Paging::five_level}) {
+        Guest guest = guest_of(paging);
+        guest.map(kLinear, 0x101'000);
+        const std::uint64_t entry =
+            window_to_table(guest, 1, paging == Paging::two_level ? kWindow : kWindow);
+        const unsigned bytes = guest.entry_bytes();
+        const auto store = [&](std::uint64_t frame) {
+            CHECK_FALSE(guest.store(entry, frame | kAll, bytes).emulated());
+        };
+        CHECK(guest.read(kLinear).at() == 0x101'000);
+        CHECK(guest.read(entry).ok());
+        Changes changes{guest};
+        store(0x102'000);
+        CHECK(
+            changes.take() ==
+            Counts{{"fault", 1}, {"guest_walk", 1}, {"fault_fixed", 1}, {"unsync", 1}, {"oos_fixup_add", 1}});
+        store(0x103'000);
+        CHECK(changes.take().empty());                 // no exits
+        CHECK(guest.read(kLinear).at() == 0x101'000);  // as in a TLB
+        REQUIRE(guest.invlpg(kLinear));
+        CHECK(guest.read(kLinear).at() == 0x103'000);
+        CHECK(changes.take() == Counts{{"invlpg", 1}, {"fault", 1}, {"guest_walk", 1}, {"fault_fixed", 1}});
+        store(0x102'000);
+        CHECK(changes.take().empty());
+        REQUIRE(guest.mov_cr3(guest.root()));
+        Counts resynced = changes.take();
+        CHECK(resynced["resync"] == 1);
+        CHECK(resynced["writeable_h_7"] == 1);
+        CHECK(resynced["hash_lookups"] == 2);
+        CHECK(guest.read(kLinear).at() == 0x102'000);
+        CHECK(changes.take().empty());  // propagated when resynced
+        store(0x103'000);               // and again
+        CHECK(changes.take()["unsync"] == 1);
+        CHECK(guest.machine.audit().empty());
+    }
+}
+
+TEST_CASE("xen S4: the kernel writes a level-2 table", "[shadow]")
+{
+    Guest guest = guest_of(Paging::four_level);
+    guest.map(kLinear, 0x101'000);
+    guest.map(kLinear + 0x20'0000 * 2, 0x105'000);
+    const std::uint64_t entry = window_to_table(guest, 2, 0x4000'0000);
+    CHECK(guest.read(kLinear).ok());
+    CHECK(guest.read(entry).ok());
+    Changes changes{guest};
+    const std::uint64_t other = guest.entry(kLinear + 0x20'0000 * 2, 2);
+    CHECK(guest.store(entry + 8, other).emulated());
+    Counts first = changes.take();
+    CHECK(first["fault_emulate_write"] == 1);
+    CHECK(first["validate_gl2e_calls"] == 1);
+    CHECK(first["unsync"] == 0);
+    CHECK(first["guest_walk"] == 1);
+    // The same page again: no walk.
+    CHECK(guest.store(entry + 16, other).emulated());
+    Counts second = changes.take();
+    CHECK(second["fault_fast_emulate"] == 1);
+    CHECK(second["fault_emulate_write"] == 0);
+    CHECK(second["guest_walk"] == 0);
+    CHECK(second["validate_gl2e_calls"] == 1);
+    CHECK(guest.machine.audit().empty());
+}
+
+TEST_CASE("xen S5: two zeros in a row written to an upper table", "[shadow]")
+{
+    for (const char* policy : {"xen", "xen-2006", "write-protect"}) {
+        Guest guest = guest_of(Paging::four_level, policy);
+        guest.map(kLinear, 0x101'000);
+        const std::uint64_t entry = window_to_table(guest, 2, 0x4000'0000);
+        CHECK(guest.read(kLinear).ok());
+        CHECK(guest.read(entry).ok());
+        Changes changes{guest};
+        CHECK(guest.store(entry, 0).emulated());
+        CHECK(changes.take()["early_unshadow"] == 0);
+        CHECK(guest.store(entry + 8, 0).emulated());
+        Counts counts = changes.take();
+        const bool on = std::string{policy} != "write-protect";
+        CHECK(counts["early_unshadow"] == (on ? 1 : 0));
+        CHECK(counts["unshadow"] == (on ? 1 : 0));
+        CHECK(counts["up_pointer"] == (on ? 1 : 0));
+        // It is no table any more: written freely.
+        CHECK(guest.store(entry + 16, 0).emulated() == !on);
+        CHECK(guest.machine.audit().empty());
+    }
+}
+
+TEST_CASE("xen S6: the fourth out-of-sync table of a vCPU", "[shadow]")
+{
+    Guest guest = guest_of(Paging::four_level);
+    // Tables at frames that have one home among three slots: every third.
+    std::vector<std::uint64_t> entries;
+    for (std::uint64_t i = 0; i < 9; ++i) guest.map(i * 0x20'0000, 0x101'000);
+    for (std::uint64_t i = 0; i < 9; ++i) {
+        const std::uint64_t entry = guest.entry_at(i * 0x20'0000, 1);
+        if (entry >> 12 % 3 == 0 || (entry >> 12) % 3 != guest.entry_at(0, 1) / 4096 % 3) continue;
+        guest.map(0x4000'0000 + i * 0x1000, entry & ~std::uint64_t{0xfff});
+        CHECK(guest.read(i * 0x20'0000).ok());
+        entries.push_back(0x4000'0000 + i * 0x1000 + 0x800);
+    }
+    REQUIRE(entries.size() == 3);
+    Changes changes{guest};
+    CHECK_FALSE(guest.store(entries[0], 0).emulated());
+    CHECK_FALSE(guest.store(entries[1], 0).emulated());
+    Counts two = changes.take();
+    CHECK(two["unsync"] == 2);
+    CHECK(two["unsync_evict"] == 0);
+    CHECK_FALSE(guest.store(entries[2], 0).emulated());
+    Counts three = changes.take();
+    CHECK(three["unsync"] == 1);
+    CHECK(three["unsync_evict"] == 1);
+    CHECK(three["resync"] == 1);
+    CHECK(guest.machine.audit().empty());
+}
+
+TEST_CASE("xen S9: the root loaded longest ago makes room", "[shadow]")
+{
+    Options options = under("xen");
+    MachineConfig config = config_of(options);
+    config.shadow_pool_pages = 16;
+    Guest guest{Paging::four_level, config};
+    std::vector<Gfn> roots;
+    for (unsigned i = 0; i < 5; ++i) {
+        roots.push_back(i == 0 ? guest.root() : guest.new_table());
+        guest.map_in(roots.back(), kLinear, 0x101'000 + i * 0x1000);
+    }
+    for (const Gfn root : {roots[0], roots[1], roots[2]}) {
+        REQUIRE(guest.mov_cr3(root));
+        CHECK(guest.read(kLinear).ok());
+    }
+    CHECK(guest.counters().alloc_count == 12);
+    REQUIRE(guest.mov_cr3(roots[0]));  // now the second is the oldest
+    REQUIRE(guest.mov_cr3(roots[3]));
+    CHECK(guest.counters().prealloc_1 == 0);
+    CHECK(guest.read(kLinear).at() == 0x104'000);
+    CHECK(guest.counters().alloc_count == 16);
+    Changes changes{guest};
+    REQUIRE(guest.mov_cr3(roots[4]));
+    Counts counts = changes.take();
+    CHECK(counts["prealloc_1"] == 1);
+    CHECK(counts["prealloc_2"] == 0);
+    CHECK(counts["free"] == 4);  // it had its lower tables alone, and with so many roots no L3 is kept
+    CHECK_FALSE(guest.shadows().is_table(roots[1]));
+    for (const Gfn root : {roots[0], roots[2], roots[3], roots[4]}) CHECK(guest.shadows().is_table(root));
+    CHECK(guest.read(kLinear).at() == 0x105'000);
+    CHECK(guest.machine.audit().empty());
+}
+
+TEST_CASE("xen: a pool that is too small ends the domain, with the reason", "[shadow]")
+{
+    MachineConfig config = config_of(under("xen"));
+    config.shadow_pool_pages = 3;
+    Guest guest{Paging::four_level, config};
+    guest.map(kLinear, 0x101'000);
+    try {
+        (void)guest.read(kLinear);
+        FAIL("it went on");
+    } catch (const DomainCrashed& crashed) {
+        CHECK(std::string{crashed.what()}.find("pool exhausted: 2 of 3 pages are free, 3 are needed") !=
+              std::string::npos);
+    }
+}
+
+TEST_CASE("xen S11: all mappings of a superpage share its pieces", "[shadow]")
+{
+    Guest guest = guest_of(Paging::four_level);
+    guest.map(0x4000'0000, 0x20'0000, P | W | U | A, 2);
+    guest.map(0x8000'0000, 0x20'0000, kAll, 2);
+    CHECK(guest.read(0x4000'0000).ok());
+    const std::uint64_t pages = guest.counters().alloc_count;
+    for (std::uint64_t i = 0; i < 512; i += 13) CHECK(guest.read(0x4000'0000 + i * 0x1000).ok());
+    CHECK(guest.counters().alloc_count == pages);
+    CHECK((guest.entry(0x4000'0000, 2) & D) == 0);
+    CHECK(guest.write(0x4000'0000 + 7 * 0x1000).ok());
+    CHECK((guest.entry(0x4000'0000, 2) & D) != 0);
+    const std::uint64_t faults = guest.counters().fault;
+    CHECK(guest.write(0x4000'0000).ok());
+    CHECK(guest.counters().fault == faults);
+    CHECK(guest.read(0x8000'0000).ok());
+    CHECK(guest.counters().alloc_count == pages + 1);  // an L2, no second fl1
+}
+
+TEST_CASE("xen S12: two address spaces share a level-1 table", "[shadow]")
+{
+    Guest guest = guest_of(Paging::two_level);
+    guest.map(kLinear, 0x101'000);
+    const Gfn other = guest.new_table();
+    guest.poke(other.address().value() + 4, guest.entry(kLinear, 2), 4);
+    CHECK(guest.read(kLinear).ok());
+    const std::uint64_t pages = guest.counters().alloc_count;
+    CHECK(pages == 4 + 2);
+    REQUIRE(guest.mov_cr3(other));
+    CHECK(guest.read(kLinear).at() == 0x101'000);
+    CHECK(guest.counters().alloc_count == pages + 4);
+    const auto ids = guest.shadows().of_frame(Gfn{guest.entry_at(kLinear, 1) >> 12});
+    REQUIRE(ids.size() == 1);
+    CHECK(guest.shadows()[ids[0]].references == 2);
+    CHECK(guest.shadows()[ids[0]].up.shadow == kNoShadow);
+}
+
+TEST_CASE("xen S13: PDPTEs are read when CR3 is loaded", "[shadow]")
+{
+    Guest guest = guest_of(Paging::pae);
+    guest.map(kLinear, 0x101'000);
+    guest.map(0x4000'0000 + kLinear, 0x102'000);
+    CHECK(guest.read(kLinear).at() == 0x101'000);
+    const std::uint64_t second = guest.word(guest.root().address().value() + 8);
+    guest.poke(guest.root().address().value(), second);
+    CHECK(guest.read(kLinear).at() == 0x101'000);
+    Changes changes{guest};
+    REQUIRE(guest.mov_cr3(guest.root()));
+    CHECK(changes.take()["hash_lookups"] == 2);  // one for each slot that is present
+    CHECK(guest.read(kLinear).at() == 0x102'000);
+}
+
+TEST_CASE("xen: a user's write to a table gives the table up", "[shadow]")
+{
+    Guest guest = guest_of(Paging::four_level);
+    guest.map(kLinear, 0x101'000);
+    const std::uint64_t entry = window_to_table(guest, 1, 0x4000'0000);
+    CHECK(guest.read(kLinear).ok());
+    Changes changes{guest};
+    CHECK_FALSE(guest.access(Guest::operand(AccessKind::write, entry, 8, true)).emulated());
+    Counts counts = changes.take();
+    CHECK(counts["fault_emulate_failed"] == 1);
+    CHECK(counts["unshadow"] == 1);
+    CHECK(guest.machine.audit().empty());
+}
+
+TEST_CASE("xen: misaligned writes to tables give them up, but are done", "[shadow]")
+{
+    Guest guest = guest_of(Paging::four_level);
+    guest.map(kLinear, 0x101'000);
+    const std::uint64_t entry = window_to_table(guest, 2, 0x4000'0000);
+    CHECK(guest.read(kLinear).ok());
+    CHECK(guest.read(entry).ok());
+    Changes changes{guest};
+    CHECK(guest.store((entry & ~std::uint64_t{0xfff}) | 0x803, 0x1122'3344, 4).emulated());
+    CHECK(changes.take()["unshadow"] == 1);
+    CHECK(guest.load_word((entry & ~std::uint64_t{0xfff}) | 0x803, 4) == 0x1122'3344);
+    CHECK(guest.machine.audit().empty());
+}
+
+TEST_CASE("xen: other vCPUs' out-of-sync tables are synced at a CR3 load, and stay writable", "[shadow]")
+{
+    Guest guest = guest_of(Paging::four_level, "xen", 2);
+    guest.map(kLinear, 0x101'000);
+    const std::uint64_t entry = window_to_table(guest, 1, 0x4000'0000);
+    for (const unsigned vcpu : {0u, 1u}) CHECK(guest.read(kLinear, 8, vcpu).ok());
+    CHECK_FALSE(guest.store(entry, 0x102'000 | kAll).emulated());
+    CHECK(guest.read(kLinear, 8, 1).at() == 0x101'000);
+    Changes changes{guest};
+    REQUIRE(guest.mov_cr3(guest.root(), 1));
+    CHECK(guest.read(kLinear, 8, 1).at() == 0x102'000);
+    CHECK(changes.take()["resync"] == 0);
+    CHECK_FALSE(guest.store(entry, 0x103'000 | kAll).emulated());
+    CHECK(changes.take()["fault"] == 0);
+    // Its own are resynced in full.
+    REQUIRE(guest.mov_cr3(guest.root(), 0));
+    CHECK(changes.take()["resync"] == 1);
+    CHECK(guest.machine.audit().empty());
+}
