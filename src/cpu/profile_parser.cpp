@@ -514,7 +514,7 @@ constexpr std::array<std::pair<const char*, Cycles InstructionSpec::*>, 5> kInst
     {"page_fault", &InstructionSpec::page_fault},
 }};
 
-constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 9> kPriceKeys{{
+constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 14> kPriceKeys{{
     {"exit", &PriceList::exit},
     {"entry", &PriceList::entry},
     {"fault_handler", &PriceList::fault_handler},
@@ -523,6 +523,11 @@ constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 9> kPriceKeys{
     {"propagate", &PriceList::propagate},
     {"emulate", &PriceList::emulate},
     {"load_root", &PriceList::load_root},
+    {"hash_step", &PriceList::hash_step},
+    {"guess", &PriceList::guess},
+    {"search_entry", &PriceList::search_entry},
+    {"snapshot", &PriceList::snapshot},
+    {"compare_entry", &PriceList::compare_entry},
     {"flush", &PriceList::flush},
 }};
 

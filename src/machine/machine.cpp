@@ -283,6 +283,13 @@ void Machine::charge(const ShadowWork& before)
                       (now.entries_written - before.entries_written) * prices.propagate);
     clock_->serialize(CycleLabels::kEmulate, (now.emulated - before.emulated) * prices.emulate);
     clock_->serialize(CycleLabels::kLoadRoot, (now.roots_loaded - before.roots_loaded) * prices.load_root);
+    clock_->serialize(CycleLabels::kHash, (now.hash_steps - before.hash_steps) * prices.hash_step);
+    clock_->serialize(CycleLabels::kGuess, (now.guesses - before.guesses) * prices.guess);
+    clock_->serialize(CycleLabels::kSearch,
+                      (now.entries_searched - before.entries_searched) * prices.search_entry);
+    clock_->serialize(CycleLabels::kSnapshot, (now.snapshots - before.snapshots) * prices.snapshot);
+    clock_->serialize(CycleLabels::kCompare,
+                      (now.entries_compared - before.entries_compared) * prices.compare_entry);
 }
 
 void Machine::exit_for(unsigned index, const Access& access, std::uint32_t error_code, FaultAnswer& answer)

@@ -29,6 +29,11 @@ std::string CycleLabels::name(Label label) const
         "hypervisor.propagate",
         "hypervisor.emulate",
         "hypervisor.load_root",
+        "hypervisor.hash",
+        "hypervisor.guess",
+        "hypervisor.search",
+        "hypervisor.snapshot",
+        "hypervisor.compare",
         "hypervisor.flush",
     };
     if (label < kFixed) return std::string{kNames[label]};

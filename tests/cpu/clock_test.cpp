@@ -693,6 +693,7 @@ TEST_CASE("clock on a machine: under shadows", "[timing]")
                                   .propagate = 3,
                                   .emulate = 1'000'000,
                                   .load_root = 7,
+                                  .hash_step = 5,
                                   .flush = 40};
     MachineConfig config = small::config(*profile, under("write-protect"));
     config.clock = ClockKind::blocking;

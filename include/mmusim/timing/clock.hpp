@@ -40,8 +40,13 @@ public:
     static constexpr Label kPropagate = 15;
     static constexpr Label kEmulate = 16;
     static constexpr Label kLoadRoot = 17;
-    static constexpr Label kFlush = 18;
-    static constexpr Label kFixed = 19;
+    static constexpr Label kHash = 18;
+    static constexpr Label kGuess = 19;
+    static constexpr Label kSearch = 20;
+    static constexpr Label kSnapshot = 21;
+    static constexpr Label kCompare = 22;
+    static constexpr Label kFlush = 23;
+    static constexpr Label kFixed = 24;
 
     CycleLabels() : CycleLabels{{}, {}} {}
     /// Names of the profile's TLBs and data caches.

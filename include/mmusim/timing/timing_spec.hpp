@@ -59,6 +59,11 @@ struct PriceList {
     Cycles propagate = 0;        ///< an entry made or changed
     Cycles emulate = 0;          ///< an instruction emulated
     Cycles load_root = 0;        ///< the roots of a CR3 load found or made
+    Cycles hash_step = 0;        ///< a shadow looked at in a chain of the hash table
+    Cycles guess = 0;            ///< a place where a table may be mapped writable looked at
+    Cycles search_entry = 0;     ///< an entry looked at in a search for such mappings
+    Cycles snapshot = 0;         ///< a guest table copied
+    Cycles compare_entry = 0;    ///< an entry compared with the copy
     Cycles flush = 0;            ///< of a vCPU's TLB
 };
 
