@@ -147,6 +147,8 @@ void Machine::reset()
     machine_.clear();
     bank_.clear();
     tables_.reset_loads();
+    exits_ = 0;
+    flushes_ = 0;
     for (Vcpu& vcpu : vcpus_) {
         vcpu.registers = {};
         vcpu.pdptes = {};
@@ -159,6 +161,8 @@ MachineCounters Machine::counters() const
 {
     MachineCounters counters;
     counters.memory_references = tables_.loads();
+    counters.exits = exits_;
+    counters.flushes = flushes_;
     counters.tlbs.resize(config_.cpu->tlbs.tlbs.size());
     for (const Vcpu& vcpu : vcpus_) {
         counters.walks += vcpu.mmu->walks();
@@ -233,6 +237,7 @@ bool Machine::adopt_root(unsigned index)
 void Machine::flush_hardware(unsigned index)
 {
     vcpus_[index].mmu->drop_everything(true);
+    ++flushes_;
     if (shadow_) shadow_->hardware_flushed(index);
     if (clock_) clock_->serialize(CycleLabels::kFlush, timing().hypervisor.flush);
 }
@@ -247,6 +252,7 @@ void Machine::system_instruction(Label label, Cycles cycles)
 template <class Work>
 void Machine::in_hypervisor(unsigned index, Work work)
 {
+    ++exits_;
     system_instruction(CycleLabels::kExit, timing().hypervisor.exit);
     const ShadowWork before = shadow_->work();
     const bool flush_due = work();

@@ -38,6 +38,8 @@ void for_each_pair(Mine& mine, Theirs& theirs, Count count, Gauge gauge)
     count(mine.checks.stale, theirs.checks.stale);
     count(mine.hardware.walks, theirs.hardware.walks);
     count(mine.hardware.memory_references, theirs.hardware.memory_references);
+    count(mine.hardware.exits, theirs.hardware.exits);
+    count(mine.hardware.flushes, theirs.hardware.flushes);
     for_each_pair(mine.hardware.tlbs, theirs.hardware.tlbs, [&](auto& one, auto& other) {
         count(one.lookups, other.lookups);
         count(one.hits, other.hits);

@@ -119,6 +119,7 @@ ShadowId ShadowCache::create(const ShadowKey& key)
     ++counters_->alloc;
     ++counters_->hash_inserts;
     counters_->alloc_count += key.type.frames();
+    peak_pages_ = std::max(peak_pages_, counters_->alloc_count);
     return id;
 }
 

@@ -172,6 +172,48 @@ try {
         "shuffled:7\n"
         "  mmusim replay traces/linux-6.1-686-2level.jsonl.zst --set shadow.populate=step --stats -");
 
+    tool::CompareOptions compare;
+    CLI::App* compare_verb =
+        app.add_subcommand("compare", "Replay a trace under several policies, modes or CPUs: one table");
+    compare_verb->add_option("trace", compare.trace, "trace file")->required();
+    const auto add_list = [&](const char* name, std::vector<std::string>& list, const char* help) {
+        compare_verb->add_option(name, list, help)
+            ->type_name("A,B,...")
+            ->delimiter(',')
+            ->expected(1)
+            ->take_all();
+    };
+    add_list("--policy", compare.policies, "shadow policies; `mmusim policies` lists them");
+    add_list("--mode", compare.modes, "modes, as of replay");
+    add_list("--cpu", compare.cpus, "CPU profiles, as of replay");
+    compare_verb
+        ->add_option("--clock", compare.config.clock,
+                     "blocking (default: one access at a time), window:N (up to N in flight) or off")
+        ->type_name("CLOCK");
+    compare_verb->add_option("--p2m", compare.config.p2m, "instead of the header's layout, as of replay")
+        ->type_name("LAYOUT");
+    compare_verb->add_option("--set", compare.config.settings, "any key of the configuration; repeatable")
+        ->type_name("KEY.PATH=VALUE")
+        ->expected(1)
+        ->take_all();
+    compare_verb->add_option("--config", compare.config.file, "configuration file (JSON)")->type_name("FILE");
+    add_replay_options(*compare_verb, compare.config);
+    add_number(
+        *compare_verb, "--threads", compare.threads,
+        "replays at a time (default: as many as the machine has processors); results do not depend on it");
+    compare_verb
+        ->add_option("--csv", compare.csv, "write the table as CSV (-: to standard output, instead of it)")
+        ->type_name("FILE");
+    compare_verb
+        ->add_option("--json", compare.json,
+                     "write the rows as JSON, with every cause of cycles (-: the same)")
+        ->type_name("FILE");
+    compare_verb->footer(
+        "Rows are sorted by cycles, the least first; without a clock by exits.\n"
+        "Example:\n"
+        "  mmusim compare traces/linux-6.1-amd64-4level.jsonl.zst --policy xen,xen-2006,tlb-like --mode "
+        "4-on-4,native");
+
     tool::WalkOptions walk;
     const std::map<std::string, mmusim::AccessKind> kinds{{"read", mmusim::AccessKind::read},
                                                           {"write", mmusim::AccessKind::write},
@@ -247,6 +289,7 @@ try {
         return app.exit(error) == 0 ? tool::kDone : tool::kBadInput;
     }
     if (*replay_verb) return finished(tool::replay(replay));
+    if (*compare_verb) return finished(tool::compare(compare));
     if (*walk_verb) return finished(tool::walk(walk));
     if (*info_verb) return finished(tool::trace_info(trace));
     if (*validate_verb) return finished(tool::trace_validate(trace));

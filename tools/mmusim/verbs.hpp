@@ -44,6 +44,19 @@ struct ReplayOptions {
 };
 int replay(const ReplayOptions& options);
 
+struct CompareOptions {
+    ConfigOptions config;
+    std::string trace;
+    // Each combination is a row; an empty list stands for what the configuration has.
+    std::vector<std::string> policies;
+    std::vector<std::string> modes;
+    std::vector<std::string> cpus;
+    std::optional<std::uint64_t> threads;
+    std::string csv;   ///< a file, "-", or empty
+    std::string json;  ///< the same
+};
+int compare(const CompareOptions& options);
+
 struct WalkOptions {
     ConfigOptions config;
     std::string trace;

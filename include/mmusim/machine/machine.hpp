@@ -132,6 +132,8 @@ enum class Restart : std::uint8_t { instruction, operand };
 struct MachineCounters {
     std::uint64_t walks = 0;              ///< walks by the hardware
     std::uint64_t memory_references = 0;  ///< table entries that these read
+    std::uint64_t exits = 0;              ///< to the hypervisor
+    std::uint64_t flushes = 0;            ///< of a vCPU's TLBs by the hypervisor, whole
     std::vector<TlbCounters> tlbs;        ///< as the profile lists them
     std::array<PagingStructureCacheCounters, kMaxLevels + 1> paging_structure_caches{};  ///< by level
     std::vector<Cycles> cycles;  ///< by label; empty: no clock
@@ -338,6 +340,8 @@ private:
     CycleLabels labels_;
     std::optional<Clock> clock_;
     Flight flight_;
+    std::uint64_t exits_ = 0;
+    std::uint64_t flushes_ = 0;
     std::unique_ptr<CoherenceOracle> oracle_;
     std::vector<std::string> violations_;
     std::unique_ptr<ShadowEngine> shadow_;

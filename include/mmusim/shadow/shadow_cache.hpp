@@ -96,6 +96,8 @@ public:
     /// Pages of the pool that are free.
     [[nodiscard]] std::uint64_t free_pages() const { return pool_pages_ - counters_->alloc_count; }
     [[nodiscard]] std::uint64_t pool_pages() const { return pool_pages_; }
+    /// The most that were in use at a time.
+    [[nodiscard]] std::uint64_t peak_pages() const { return peak_pages_; }
 
     /// Shadows of tables in this guest frame (splinters left out), lower levels first.
     [[nodiscard]] boost::container::small_vector<ShadowId, 4> of_frame(Gfn frame) const;
@@ -182,6 +184,7 @@ private:
     Work work_;
     Mfn pool_first_;
     std::uint64_t pool_pages_;
+    std::uint64_t peak_pages_ = 0;
     std::vector<ShadowId> page_owner_;  ///< by page of the pool, as far as it has been used
     std::deque<FreePage> free_pages_;   ///< among these; the one freed first comes first
     std::vector<Shadow> shadows_;
