@@ -188,9 +188,7 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
                                                                   const Access& access,
                                                                   WalkPath<space::GuestPhysical>& path)
 {
-    ++e_->counters_.guest_walk;
     const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::set, path);
-    e_->work_.guest_entries_read += static_cast<std::uint64_t>(Guest.root_level() - path.lowest + 1);
     if (!walked) {
         e_->flush(vcpu, GuestFlush::page_fault, access.address);
         return walked;
@@ -207,6 +205,24 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
 }
 
 template <PagingMode Guest>
+void ShadowMmu<Guest>::count_walk(const WalkPath<space::GuestPhysical>& path)
+{
+    ++e_->counters_.guest_walk;
+    e_->work_.guest_entries_read += static_cast<std::uint64_t>(Guest.root_level() - path.lowest + 1);
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::count_walk_of_emulator(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                              const WalkPath<space::GuestPhysical>& path, Gfn found)
+{
+    VirtualTlb& remembered = e_->vcpus_[vcpu].virtual_tlb;
+    const std::uint32_t needed = guest.rules.control.access_bits(access) | pf::kPresent;
+    if (remembered.find(access.address, needed)) return;
+    count_walk(path);
+    remembered.insert(access.address, found, needed);
+}
+
+template <PagingMode Guest>
 FaultAnswer ShadowMmu<Guest>::emulated_at(GuestPhysical address)
 {
     ++e_->work_.emulated;
@@ -219,7 +235,11 @@ FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu
 {
     WalkPath<space::GuestPhysical> path;
     const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
-    if (!walked) return {FaultAnswer::Kind::guest, walked.error(), {}};
+    if (!walked) {
+        count_walk(path);
+        return {FaultAnswer::Kind::guest, walked.error(), {}};
+    }
+    count_walk_of_emulator(vcpu, guest, access, path, Gfn::of(walked->address));
     return emulated_at(walked->address);
 }
 
@@ -239,6 +259,7 @@ std::optional<FaultAnswer> ShadowMmu<Guest>::emulate_fast(Tables& tables, unsign
         if (walked && !walked->assisted && walked->dirty && Gfn::of(walked->address) == hint->table) {
             ++e_->counters_.fault_fast_emulate;
             e_->emulation_ = {vcpu, true, std::nullopt, Guest.entry_bytes};
+            count_walk_of_emulator(vcpu, guest, access, path, hint->table);
             return emulated_at(walked->address);
         }
     }
@@ -316,8 +337,8 @@ void ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhys
 }
 
 template <PagingMode Guest>
-FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const Access& access, GuestPhysical address,
-                                            const WalkPath<space::GuestPhysical>& path)
+FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                            GuestPhysical address, const WalkPath<space::GuestPhysical>& path)
 {
     const Gfn frame = Gfn::of(address);
     if (access.user_mode) {
@@ -332,6 +353,7 @@ FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const Access& access,
     }
     e_->emulation_ = {vcpu, false, std::nullopt, Guest.entry_bytes};
     e_->emulation_.remember = {access.address.value() >> kPageShift, frame};
+    count_walk_of_emulator(vcpu, guest, access, path, frame);
     return emulated_at(address);
 }
 
@@ -351,6 +373,7 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
     for (;;) {
         path = {};
         const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
+        count_walk(path);
         if (!walked) {
             ++counters.fault_bail_real_fault;
             mine.zero_written.reset();
@@ -438,7 +461,7 @@ FaultAnswer ShadowMmu<Guest>::build(Tables&, unsigned vcpu, const GuestContext& 
 
     if (table && write && !(target != nullptr && !access.user_mode)) {
         ++counters.fault_emulate_write;
-        return emulate_write(vcpu, access, walked.address, path);
+        return emulate_write(vcpu, guest, access, walked.address, path);
     }
     // The hardware runs with CR0.WP set: what only a clear one permits has to be done for the guest.
     RightsControl hardware = guest.rules.control;
@@ -446,6 +469,7 @@ FaultAnswer ShadowMmu<Guest>::build(Tables&, unsigned vcpu, const GuestContext& 
     if (denied(walked.rights, hardware, access) != 0) {
         ++counters.fault_emulate_wp;
         e_->emulation_ = {vcpu, false, std::nullopt, Guest.entry_bytes};
+        count_walk_of_emulator(vcpu, guest, access, path, page);
         return emulated_at(walked.address);
     }
     ++counters.fault_fixed;

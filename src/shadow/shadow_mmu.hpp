@@ -59,6 +59,11 @@ private:
     [[nodiscard]] GuestWalk walk_guest(Tables& tables, unsigned vcpu, const GuestContext& guest,
                                        const Access& access, WalkPath<space::GuestPhysical>& path);
     [[nodiscard]] ShadowId& root_slot(unsigned vcpu, LinearAddress address);
+    void count_walk(const WalkPath<space::GuestPhysical>& path);
+    /// The walk of an emulated access, unless the virtual TLB has it. (It is done all the same: what the
+    /// virtual TLB would say may be stale.)
+    void count_walk_of_emulator(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                const WalkPath<space::GuestPhysical>& path, Gfn found);
     [[nodiscard]] FaultAnswer emulated_at(GuestPhysical address);
     /// A write to the page that was written last by emulation, if the guest's tables still say so.
     template <class Tables>
@@ -69,7 +74,8 @@ private:
     [[nodiscard]] bool protect_path(unsigned vcpu, LinearAddress address,
                                     const WalkPath<space::GuestPhysical>& path);
     /// A write to a shadowed table that is not let out of sync.
-    [[nodiscard]] FaultAnswer emulate_write(unsigned vcpu, const Access& access, GuestPhysical address,
+    [[nodiscard]] FaultAnswer emulate_write(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                            GuestPhysical address,
                                             const WalkPath<space::GuestPhysical>& path);
     /// Shadows of the walk's path, and the entry of its page.
     template <class Tables>

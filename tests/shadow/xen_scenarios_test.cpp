@@ -370,3 +370,87 @@ TEST_CASE("xen: other vCPUs' out-of-sync tables are synced at a CR3 load, and st
     CHECK(changes.take()["resync"] == 1);
     CHECK(guest.machine.audit().empty());
 }
+
+TEST_CASE("xen: each switch turned off alone shows in the counters", "[shadow]")
+{
+    // A kernel's day: a page is read and written, an L2 table is written with zeros and with entries, a root
+    // is left for another.
+    const auto counters_with = [](const CustomShadowPolicy& parts) {
+        MachineConfig config = config_of(under("xen"));
+        config.policy = [parts] { return make_custom_policy(parts); };
+        Guest guest{Paging::four_level, config};
+        for (std::uint64_t i = 0; i < 8; ++i) guest.map(kLinear + i * 0x1000, 0x101'000 + i * 0x1000);
+        // Linux's direct map, in which all tables are.
+        constexpr std::uint64_t kDirect = 0xffff'8800'0000'0000;
+        for (std::uint64_t frame = 0; frame < 0x40; ++frame)
+            guest.map(kDirect + frame * 0x1000, frame * 0x1000);
+        const std::uint64_t table = kDirect + (guest.entry_at(kLinear, 2) & ~std::uint64_t{0xfff});
+        // The tables are data before they are tables.
+        for (std::uint64_t frame = 0x10; frame < 0x30; ++frame)
+            CHECK(guest.write(kDirect + frame * 0x1000).ok());
+        for (std::uint64_t i = 0; i < 8; ++i) CHECK(guest.read(kLinear + i * 0x1000).ok());
+        CHECK(guest.store(table + 0x800, 0x1000).emulated());  // not present, as before
+        CHECK(guest.store(table + 0x808, 0x2000).emulated());
+        const std::uint64_t leaf = kDirect + guest.entry_at(kLinear, 1);
+        CHECK(guest.store(leaf, 0x105'000 | kAll).ok());
+        CHECK(guest.invlpg(kLinear));
+        CHECK(guest.read(kLinear).at() == 0x105'000);
+        CHECK(guest.store(table + 0x800, 0).emulated());
+        CHECK(guest.store(table + 0x808, 0).emulated());
+        (void)guest.store(table + 0x810, 0);
+        CHECK(guest.machine.audit().empty());
+        return guest.counters();
+    };
+    const auto without = [&](bool ShadowSwitches::*part) {
+        CustomShadowPolicy parts;
+        parts.switches.*part = false;
+        return counters_with(parts);
+    };
+    const ShadowCounters all = counters_with({});
+    CHECK(all.writeable_h_4 > 0);
+    CHECK(all.early_unshadow == 1);
+    CHECK(all.fault_fast_emulate > 0);
+    CHECK(all.unsync > 0);
+
+    const ShadowCounters guessless = without(&ShadowSwitches::writable_heuristic);
+    CHECK(guessless.writeable_h_4 == 0);
+    CHECK(guessless.writeable_bf == guessless.writeable);
+    CHECK(guessless.writeable_bf > all.writeable_bf);
+    CHECK(without(&ShadowSwitches::early_unshadow).early_unshadow == 0);
+    CHECK(without(&ShadowSwitches::prefetch).fault_fixed > all.fault_fixed);
+    CHECK(without(&ShadowSwitches::skip_verify).validate_gl2e_calls > all.validate_gl2e_calls);
+    CHECK(without(&ShadowSwitches::virtual_tlb).guest_walk > all.guest_walk);
+    const ShadowCounters slow = without(&ShadowSwitches::fast_emulation);
+    CHECK(slow.fault_fast_emulate == 0);
+    CHECK(slow.fault_emulate_write == all.fault_emulate_write + all.fault_fast_emulate);
+    const ShadowCounters in_sync = counters_with({.out_of_sync = false});
+    CHECK(in_sync.unsync == 0);
+    CHECK(in_sync.validate_gl1e_calls == 1);
+}
+
+TEST_CASE("xen: long-mode L3 shadows are kept while few roots are", "[shadow]")
+{
+    for (const bool on : {true, false}) {
+        INFO(on);
+        CustomShadowPolicy parts;
+        parts.switches.linux_l3_toplevel = on;
+        MachineConfig config = config_of(under("xen"));
+        config.policy = [parts] { return make_custom_policy(parts); };
+        Guest guest{Paging::four_level, config};
+        guest.map(kLinear, 0x101'000);
+        guest.map(0xffff'8800'0000'0000, 0);
+        const Gfn l3{guest.entry_at(kLinear, 3) >> 12};
+        CHECK(guest.read(kLinear).ok());
+        const auto ids = guest.shadows().of_frame(l3);
+        REQUIRE(ids.size() == 1);
+        CHECK(guest.shadows()[ids[0]].pinned == on);
+        CHECK((guest.shadows()[ids[0]].up.shadow == kNoShadow) == on);
+        // The root's entry goes: so does the L3, unless it is kept.
+        const std::uint64_t window = 0xffff'8800'0000'1000;
+        guest.map(window, guest.root().address().value());
+        CHECK(guest.read(kLinear).ok());
+        CHECK(guest.store(window + (guest.entry_at(kLinear, 4) & 0xfff), 0).emulated());
+        CHECK(guest.shadows().is_table(l3) == on);
+        CHECK(guest.machine.audit().empty());
+    }
+}
