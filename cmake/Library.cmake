@@ -4,6 +4,7 @@
 find_package(Boost 1.81 CONFIG REQUIRED)  # 1.81: the first with boost::unordered_flat_map
 find_package(fmt REQUIRED)
 find_package(nlohmann_json 3.11 REQUIRED)
+find_package(Threads REQUIRED)
 find_package(simdjson REQUIRED)
 find_package(zstd CONFIG REQUIRED)
 
@@ -39,4 +40,4 @@ target_include_directories(mmusim PRIVATE ${PROJECT_SOURCE_DIR}/src)
 target_compile_definitions(mmusim PUBLIC JSON_DIAGNOSTICS=1)
 target_link_libraries(mmusim
     PUBLIC Boost::headers fmt::fmt nlohmann_json::nlohmann_json
-    PRIVATE simdjson::simdjson ${MMUSIM_ZSTD_TARGET})
+    PRIVATE Threads::Threads simdjson::simdjson ${MMUSIM_ZSTD_TARGET})
