@@ -546,7 +546,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
         if (level == 1) {
             cache.set_leaf(slot, leaf_for(entry, rules, false));
             if (loose != nullptr)
-                std::memcpy(loose->snapshot.data() + i * Guest.entry_bytes, &raw, sizeof raw);
+                std::memcpy(loose->snapshot.data() + std::size_t{i} * Guest.entry_bytes, &raw, sizeof raw);
             continue;
         }
         const std::uint64_t flags = propagated_flags(entry, level, rules);
