@@ -77,7 +77,6 @@ ShadowId ShadowCache::find(const ShadowKey& key)
 
 Mfn ShadowCache::take_page()
 {
-    ++work_.pages_cleared;
     if (page_owner_.size() < pool_pages_) {
         page_owner_.push_back(kNoShadow);
         return pool_first_ + (page_owner_.size() - 1);

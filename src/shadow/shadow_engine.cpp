@@ -85,9 +85,8 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
                          kNoShadow,
                          {}})
     , out_of_sync_{vcpus, declared_.sizes.out_of_sync, declared_.sizes.fixups}
-    , l3_pinned_{declared_.switches.linux_l3_toplevel}
 {
-    cache_.l3_may_be_pinned(l3_pinned_);
+    cache_.let_l3_be_pinned(declared_.switches.linux_l3_toplevel);
     cache_.on_destroy([this](ShadowId id) { forget_hints(id); });
 }
 
@@ -108,10 +107,11 @@ FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const 
 
 FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access)
 {
-    emulation_.vcpu = vcpu;
-    emulation_.remember.reset();
-    FaultAnswer answer{FaultAnswer::Kind::emulated, {}, GuestPhysical{access.address.value()}};
-    if (guest.paging == Paging::off) return answer;
+    if (guest.paging == Paging::off) {
+        emulation_ = {vcpu, kTwoLevel.entry_bytes, std::nullopt};
+        return {FaultAnswer::Kind::emulated, {}, GuestPhysical{access.address.value()}};
+    }
+    FaultAnswer answer;
     in_mode(*this, guest.paging,
             [&](auto mmu) { answer = mmu.emulated_access(guest_memory_, vcpu, guest, access); });
     return answer;
@@ -200,12 +200,8 @@ void ShadowEngine::emulated_store(std::span<const StorePart> parts)
         }
     }
     if (!declared_.switches.fast_emulation) return;
-    auto& hint = vcpus_[emulation_.vcpu].fast_emulation;
-    if (emulation_.fast) {
-        if (hint && !cache_.is_table(hint->table)) hint.reset();
-    } else if (emulation_.remember && cache_.is_table(emulation_.remember->table)) {
-        hint = emulation_.remember;
-    }
+    if (emulation_.remember && cache_.is_table(emulation_.remember->table))
+        vcpus_[emulation_.vcpu].fast_emulation = emulation_.remember;
     emulation_.remember.reset();
 }
 
@@ -319,7 +315,7 @@ void ShadowEngine::forget_hints(ShadowId destroyed)
 
 void ShadowEngine::l4_made()
 {
-    if (!l3_pinned_) return;
+    if (!cache_.l3_may_be_pinned()) return;
     const auto is = [&](ShadowId id, unsigned level) {
         const ShadowType type = cache_[id].key.type;
         return type.format == TableFormat::bits64 && type.level == level;
@@ -327,8 +323,7 @@ void ShadowEngine::l4_made()
     const auto& pinned = cache_.pinned();
     const auto roots = std::count_if(pinned.begin(), pinned.end(), [&](ShadowId id) { return is(id, 4); });
     if (static_cast<std::size_t>(roots) <= 2 * vcpus_.size()) return;
-    l3_pinned_ = false;
-    cache_.l3_may_be_pinned(false);
+    cache_.let_l3_be_pinned(false);
     std::vector<ShadowId> l3;
     std::copy_if(pinned.begin(), pinned.end(), std::back_inserter(l3),
                  [&](ShadowId id) { return is(id, 3); });

@@ -175,7 +175,7 @@ ShadowId ShadowMmu<Guest>::link_child(ShadowSlot slot, const ShadowKey& wanted, 
     }
     cache.link(slot, child, flags);
     if (kFormat == TableFormat::bits64 && wanted.type.level == 3 && !wanted.type.splinter &&
-        e_->l3_may_be_pinned() && !e_->keyed_by_position()) {
+        e_->cache_.l3_may_be_pinned() && !e_->keyed_by_position()) {
         cache.pin(child);
     }
     return child;
@@ -223,9 +223,10 @@ void ShadowMmu<Guest>::count_walk_of_emulator(unsigned vcpu, const GuestContext&
 }
 
 template <PagingMode Guest>
-FaultAnswer ShadowMmu<Guest>::emulated_at(GuestPhysical address)
+FaultAnswer ShadowMmu<Guest>::emulated_at(unsigned vcpu, GuestPhysical address)
 {
     ++e_->work_.emulated;
+    e_->emulation_ = {vcpu, Guest.entry_bytes, std::nullopt};
     return {FaultAnswer::Kind::emulated, {}, address};
 }
 
@@ -240,7 +241,7 @@ FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu
         return {FaultAnswer::Kind::guest, walked.error(), {}};
     }
     count_walk_of_emulator(vcpu, guest, access, path, Gfn::of(walked->address));
-    return emulated_at(walked->address);
+    return emulated_at(vcpu, walked->address);
 }
 
 template <PagingMode Guest>
@@ -258,9 +259,8 @@ std::optional<FaultAnswer> ShadowMmu<Guest>::emulate_fast(Tables& tables, unsign
         const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::leave, path);
         if (walked && !walked->assisted && walked->dirty && Gfn::of(walked->address) == hint->table) {
             ++e_->counters_.fault_fast_emulate;
-            e_->emulation_ = {vcpu, true, std::nullopt, Guest.entry_bytes};
             count_walk_of_emulator(vcpu, guest, access, path, hint->table);
-            return emulated_at(walked->address);
+            return emulated_at(vcpu, walked->address);
         }
     }
     hint.reset();
@@ -351,10 +351,10 @@ FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const GuestContext& g
         ++e_->counters_.fault_emulate_failed;
         if (!in_use && e_->unshadow(frame, false)) return {};
     }
-    e_->emulation_ = {vcpu, false, std::nullopt, Guest.entry_bytes};
-    e_->emulation_.remember = {access.address.value() >> kPageShift, frame};
     count_walk_of_emulator(vcpu, guest, access, path, frame);
-    return emulated_at(address);
+    const FaultAnswer answer = emulated_at(vcpu, address);
+    e_->emulation_.remember = {access.address.value() >> kPageShift, frame};
+    return answer;
 }
 
 template <PagingMode Guest>
@@ -384,13 +384,12 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         // Of whatever is missing: all but the top level, a guest's 1G page in pieces of pieces.
         e_->make_room(Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1));
         const bool again = e_->declared_.protects_tables && protect_path(vcpu, access.address, path);
-        if (!again) return build(tables, vcpu, guest, access, *walked, path, write);
+        if (!again) return build(vcpu, guest, access, *walked, path, write);
     }
 }
 
 template <PagingMode Guest>
-template <class Tables>
-FaultAnswer ShadowMmu<Guest>::build(Tables&, unsigned vcpu, const GuestContext& guest, const Access& access,
+FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, const Access& access,
                                     const Translation<space::GuestPhysical>& walked,
                                     const WalkPath<space::GuestPhysical>& path, bool write)
 {
@@ -431,7 +430,7 @@ FaultAnswer ShadowMmu<Guest>::build(Tables&, unsigned vcpu, const GuestContext& 
     if (!mfn) {
         ++counters.fault_mmio;
         mine.zero_written.reset();
-        return emulated_at(walked.address);
+        return emulated_at(vcpu, walked.address);
     }
     bool table = e_->declared_.protects_tables && e_->cache_.is_table(page);
     if (table && write) {
@@ -468,9 +467,8 @@ FaultAnswer ShadowMmu<Guest>::build(Tables&, unsigned vcpu, const GuestContext& 
     hardware.write_protect = true;
     if (denied(walked.rights, hardware, access) != 0) {
         ++counters.fault_emulate_wp;
-        e_->emulation_ = {vcpu, false, std::nullopt, Guest.entry_bytes};
         count_walk_of_emulator(vcpu, guest, access, path, page);
-        return emulated_at(walked.address);
+        return emulated_at(vcpu, walked.address);
     }
     ++counters.fault_fixed;
     mine.zero_written.reset();
@@ -574,7 +572,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
             continue;
         }
         cache.link(slot, child, flags);
-        if (kFormat == TableFormat::bits64 && level == 4 && e_->l3_may_be_pinned()) cache.pin(child);
+        if (kFormat == TableFormat::bits64 && level == 4 && e_->cache_.l3_may_be_pinned()) cache.pin(child);
     }
     return fine;
 }

@@ -64,7 +64,8 @@ private:
     /// virtual TLB would say may be stale.)
     void count_walk_of_emulator(unsigned vcpu, const GuestContext& guest, const Access& access,
                                 const WalkPath<space::GuestPhysical>& path, Gfn found);
-    [[nodiscard]] FaultAnswer emulated_at(GuestPhysical address);
+    /// The access is done for the guest; if it is a write, its store comes next.
+    [[nodiscard]] FaultAnswer emulated_at(unsigned vcpu, GuestPhysical address);
     /// A write to the page that was written last by emulation, if the guest's tables still say so.
     template <class Tables>
     [[nodiscard]] std::optional<FaultAnswer> emulate_fast(Tables& tables, unsigned vcpu,
@@ -78,9 +79,8 @@ private:
                                             GuestPhysical address,
                                             const WalkPath<space::GuestPhysical>& path);
     /// Shadows of the walk's path, and the entry of its page.
-    template <class Tables>
-    [[nodiscard]] FaultAnswer build(Tables& tables, unsigned vcpu, const GuestContext& guest,
-                                    const Access& access, const Translation<space::GuestPhysical>& walked,
+    [[nodiscard]] FaultAnswer build(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                    const Translation<space::GuestPhysical>& walked,
                                     const WalkPath<space::GuestPhysical>& path, bool write);
     /// Fills entries after `slot`, as far as the guest's are in use.
     void prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path, const GuestContext& guest);

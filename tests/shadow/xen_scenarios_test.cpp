@@ -337,6 +337,23 @@ TEST_CASE("xen: a user's write to a table gives the table up", "[shadow]")
     CHECK(guest.machine.audit().empty());
 }
 
+TEST_CASE("xen: a device's write of another vCPU does not interrupt a run of zeros", "[shadow]")
+{
+    Guest guest = guest_of(Paging::four_level, "xen", 2);
+    constexpr std::uint64_t kDevice = 0x8000'0000;
+    guest.map(kLinear, 0x101'000);
+    guest.map(kDevice, 0x50'0000);  // above the 4 MiB of RAM
+    const std::uint64_t entry = window_to_table(guest, 2, 0x4000'0000);
+    CHECK(guest.read(kLinear).ok());
+    CHECK(guest.read(entry).ok());
+    Changes changes{guest};
+    CHECK(guest.store(entry, 0).emulated());
+    CHECK(guest.store(kDevice, 0x1234, 8, 1).emulated());
+    CHECK(changes.take()["early_unshadow"] == 0);
+    CHECK(guest.store(entry + 8, 0).emulated());
+    CHECK(changes.take()["early_unshadow"] == 1);
+}
+
 TEST_CASE("xen: misaligned writes to tables give them up, but are done", "[shadow]")
 {
     Guest guest = guest_of(Paging::four_level);

@@ -11,23 +11,21 @@
 namespace mmusim {
 
 struct ShadowCounters {
-    std::uint64_t alloc = 0;                  ///< shadows made
-    std::uint64_t alloc_tlbflush = 0;         ///< ... of pages that a vCPU had to flush first
-    std::uint64_t alloc_count = 0;            ///< gauge: 4 KiB pages in use
-    std::uint64_t free = 0;                   ///< shadows destroyed
-    std::uint64_t prealloc_1 = 0;             ///< pinned shadows given up for room: times
-    std::uint64_t prealloc_2 = 0;             ///< entries of running roots given up for room: times
-    std::uint64_t fault = 0;                  ///< page faults that reached the hypervisor
-    std::uint64_t fault_fast_gnp = 0;         ///< ... of an entry marked not present in the guest
-    std::uint64_t fault_fast_mmio = 0;        ///< ... of an entry marked outside RAM
-    std::uint64_t fault_fast_fail = 0;        ///< ... of an entry that is not marked any more
-    std::uint64_t fault_bail_real_fault = 0;  ///< ... that belonged to the guest
-    std::uint64_t fault_emulate_write = 0;    ///< ... ended by emulating a write to a table
-    std::uint64_t fault_emulate_failed =
-        0;  ///< ... of a write to a table that is not emulated: the table is unshadowed
-    std::uint64_t fault_emulate_wp = 0;  ///< ... ended by emulating a write that CR0.WP = 0 permits
-    std::uint64_t fault_fast_emulate =
-        0;  ///< ... ended by emulating without a walk: the page was written before
+    std::uint64_t alloc = 0;                    ///< shadows made
+    std::uint64_t alloc_tlbflush = 0;           ///< ... of pages that a vCPU had to flush first
+    std::uint64_t alloc_count = 0;              ///< gauge: 4 KiB pages in use
+    std::uint64_t free = 0;                     ///< shadows destroyed
+    std::uint64_t prealloc_1 = 0;               ///< pinned shadows given up for room: times
+    std::uint64_t prealloc_2 = 0;               ///< entries of running roots given up for room: times
+    std::uint64_t fault = 0;                    ///< page faults that reached the hypervisor
+    std::uint64_t fault_fast_gnp = 0;           ///< ... of an entry marked not present in the guest
+    std::uint64_t fault_fast_mmio = 0;          ///< ... of an entry marked outside RAM
+    std::uint64_t fault_fast_fail = 0;          ///< ... of an entry that is not marked any more
+    std::uint64_t fault_bail_real_fault = 0;    ///< ... that belonged to the guest
+    std::uint64_t fault_emulate_write = 0;      ///< ... ended by emulating a write to a table
+    std::uint64_t fault_emulate_failed = 0;     ///< ... of a write that gives its table up instead
+    std::uint64_t fault_emulate_wp = 0;         ///< ... ended by emulating what CR0.WP = 0 permits
+    std::uint64_t fault_fast_emulate = 0;       ///< ... ended by emulating without a walk, as before
     std::uint64_t fault_fast_emulate_fail = 0;  ///< ... which then was not possible
     std::uint64_t fault_mmio = 0;               ///< ... at an address outside RAM, emulated
     std::uint64_t fault_fixed = 0;              ///< ... ended by an entry for the page accessed
@@ -41,8 +39,7 @@ struct ShadowCounters {
     std::uint64_t hash_lookups = 0;
     std::uint64_t hash_lookup_head = 0;  ///< ... that the first of a bucket answered
     std::uint64_t hash_lookup_miss = 0;
-    std::uint64_t get_shadow_status =
-        0;  ///< lookups of guest tables: those of splintered superpages left out
+    std::uint64_t get_shadow_status = 0;  ///< lookups of guest tables: no splintered superpages
     std::uint64_t hash_inserts = 0;
     std::uint64_t hash_deletes = 0;
     std::uint64_t writeable = 0;       ///< searches for writable mappings of a table

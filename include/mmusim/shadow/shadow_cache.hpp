@@ -91,7 +91,8 @@ public:
     /// Called for each shadow that is about to be destroyed.
     void on_destroy(std::function<void(ShadowId)> hook) { on_destroy_ = std::move(hook); }
     /// While on, the shadows of long-mode L3 tables have no up-pointer, since they may be pinned.
-    void l3_may_be_pinned(bool may) { l3_may_be_pinned_ = may; }
+    void let_l3_be_pinned(bool may) { l3_may_be_pinned_ = may; }
+    [[nodiscard]] bool l3_may_be_pinned() const { return l3_may_be_pinned_; }
 
     /// Pages of the pool that are free.
     [[nodiscard]] std::uint64_t free_pages() const { return pool_pages_ - counters_->alloc_count; }
@@ -130,11 +131,10 @@ public:
     void flush_due() { flush_due_ = true; }
     /// Whether it had to since the last call.
     [[nodiscard]] bool take_flush_due() { return std::exchange(flush_due_, false); }
-    /// Entries written so far, steps along chains of the hash table, pages cleared.
+    /// Entries written so far, steps along chains of the hash table.
     struct Work {
         std::uint64_t entries_written = 0;
         std::uint64_t hash_steps = 0;
-        std::uint64_t pages_cleared = 0;
     };
     [[nodiscard]] const Work& work() const { return work_; }
 
@@ -179,8 +179,8 @@ private:
     ShadowCounters* counters_;
     bool flush_due_ = false;
     bool l3_may_be_pinned_ = false;
-    std::uint32_t write_access_went_ =
-        0;  ///< when a writable mapping was replaced last, by the filter's clock
+    /// When a writable mapping was replaced last, by the filter's clock.
+    std::uint32_t write_access_went_ = 0;
     Work work_;
     Mfn pool_first_;
     std::uint64_t pool_pages_;

@@ -12,6 +12,11 @@
 // guest's leaf is dirty; superpages are splintered to 4 KiB; G, PS, PAT and available bits are dropped,
 // a leaf's protection key is kept. Guest modes shadow as 2-on-3, 3-on-3, 4-on-4 and 5-on-5; a vCPU with
 // paging off runs 2-on-3 on an identity table that exists in the engine alone.
+//
+// Guest tables are read-only in all shadows, and each write to one is emulated and propagated. Where the
+// policy says so, a level-1 table goes out of sync instead: the guest writes it freely, and its shadow is
+// repaired when the guest flushes. Shadows live in a pool of a fixed size; when it runs dry, first shadows
+// are given up that are kept unused, then entries of running roots, then the domain.
 #pragma once
 
 #include <array>
@@ -171,9 +176,8 @@ private:
     /// The emulation whose store comes next.
     struct Emulation {
         unsigned vcpu = 0;
-        bool fast = false;
-        std::optional<Vcpu::FastEmulation> remember;  ///< if the page is still a table afterwards
         unsigned entry_bytes = 8;                     ///< of the guest's tables
+        std::optional<Vcpu::FastEmulation> remember;  ///< if the page is still a table afterwards
     };
 
     void release_roots(Roots& roots);
@@ -205,7 +209,6 @@ private:
     void forget_hints(ShadowId destroyed);
     void consider_unshadowing(unsigned vcpu, GuestPhysical at, std::span<const std::byte> bytes);
     [[nodiscard]] bool may_skip_verifying(GuestPhysical at, std::span<const std::byte> bytes) const;
-    [[nodiscard]] bool l3_may_be_pinned() const { return l3_pinned_; }
     void l4_made();
     /// Bytes [first, last] of a guest frame have changed: propagates their entries into the shadows of the
     /// frame, those of `except` apart.
@@ -227,7 +230,6 @@ private:
     OutOfSyncTables out_of_sync_;
     Emulation emulation_;
     unsigned current_ = 0;  ///< the vCPU whose fault is being handled
-    bool l3_pinned_;        ///< Xen's "old Linux" rule is in force
 };
 
 }  // namespace mmusim
