@@ -158,6 +158,7 @@ Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access, 
 {
     FaultAnswer answer;
     exit_for(index, access, error_code, answer);
+    vcpus_[index].further = answer.goes_on ? kFurtherInstructions : std::uint8_t{0};
     if (answer.kind == FaultAnswer::Kind::guest) raise_page_fault(index, access.address);
     return step_of(answer);
 }
@@ -170,6 +171,42 @@ Machine::Step Machine::emulate(unsigned index, const Access& access)
     settle(index);
     if (answer.kind == FaultAnswer::Kind::guest) raise_page_fault(index, access.address);
     return step_of(answer);
+}
+
+std::optional<std::size_t> Machine::emulate_further(unsigned index)
+{
+    Vcpu& vcpu = vcpus_[index];
+    const bool possible = std::all_of(pages_.begin(), pages_.end(), [&](const PageAccess& page) {
+        if (page.access.user_mode) return false;  // something has changed the CPL
+        const auto found = guest_walk(vcpu, page.access);
+        return found && p2m_.mfn_of(Gfn::of(found->address)).has_value();
+    });
+    if (!possible) return std::nullopt;
+    for (const std::uint64_t before : gaps_) gap(before);
+    steps_.assign(pages_.size(), {});
+    bool wrote_table = false;
+    for (std::size_t i = 0; i < pages_.size(); ++i) {
+        const Access& access = pages_[i].access;
+        steps_[i] = emulate(index, access);
+        if (steps_[i].kind == Step::Kind::fault) {
+            // Accessed bits of the pages before were among the tables of this one.
+            give_up_further(index);
+            return i;
+        }
+        wrote_table |=
+            access.kind == AccessKind::write && shadow_->cache().is_table(Gfn::of(steps_[i].address));
+    }
+    shadow_->count_further(wrote_table ? ShadowEngine::Further::wrote_table
+                                       : ShadowEngine::Further::wrote_none);
+    vcpu.further = wrote_table ? std::uint8_t{0} : static_cast<std::uint8_t>(vcpu.further - 1);
+    return pages_.size();
+}
+
+void Machine::give_up_further(unsigned index)
+{
+    if (vcpus_[index].further == 0) return;
+    vcpus_[index].further = 0;
+    shadow_->count_further(ShadowEngine::Further::failed);
 }
 
 template <bool Timed>
@@ -201,10 +238,12 @@ Result<Placed, Exception> Machine::access(unsigned index, const Operand& operand
 {
     const auto address = locate(index, operand);
     if (!address) [[unlikely]] {
+        give_up_further(index);
         gap(operand.gap);
         return address.error();
     }
-    if (address->offset_in_page() + operand.bytes <= kPageBytes) [[likely]] {
+    const bool plain = address->offset_in_page() + operand.bytes <= kPageBytes && vcpus_[index].further == 0;
+    if (plain) [[likely]] {
         const Access access = access_of(operand, *address);
         return clock_ ? access_one_page<true>(index, access, operand.bytes, operand.gap)
                       : access_one_page<false>(index, access, operand.bytes, 0);
@@ -237,8 +276,10 @@ std::uint64_t Machine::run(unsigned index, std::span<const StreamAccess> accesse
         Operand operand{.address = one.address, .bytes = one.bytes, .kind = one.kind};
         operand.user_mode = one.user_mode;
         operand.gap = one.gap;
+        vcpus_[index].further = 0;  // a stream stores nothing: no half of an entry either
         exceptions += access(index, operand) ? 0 : 1;
     }
+    vcpus_[index].further = 0;
     return exceptions;
 }
 
@@ -317,7 +358,7 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
 
 void Machine::execute(unsigned index, std::span<const Operand> operands, Restart restart, Execution& result)
 {
-    const Vcpu& vcpu = vcpus_[index];
+    Vcpu& vcpu = vcpus_[index];
     result.placed.clear();
     result.fault.reset();
     pages_.clear();
@@ -332,8 +373,17 @@ void Machine::execute(unsigned index, std::span<const Operand> operands, Restart
         split(vcpu, operands[reached], *address, static_cast<std::uint32_t>(reached));
         gaps_.push_back(operands[reached].gap);
     }
+    const bool block = restart == Restart::operand && operands.size() > 1;  // nobody knows of how many
+    std::optional<std::size_t> emulated;
+    if (vcpu.further != 0) {
+        // A fetch alone is part of the instruction that follows.
+        const bool fetch = operands.size() == 1 && operands[0].kind == AccessKind::fetch;
+        if (!fetch && !block && !result.fault) emulated = emulate_further(index);
+        if (!fetch && !block && !emulated) give_up_further(index);
+    }
     if (!pages_.empty()) {
-        const std::size_t faulted = run_pages(index, restart, result.fault.has_value());
+        const std::size_t faulted =
+            emulated ? *emulated : run_pages(index, restart, result.fault.has_value());
         if (faulted < pages_.size()) {
             result.fault = exception_;
             reached = pages_[faulted].operand;
@@ -343,6 +393,7 @@ void Machine::execute(unsigned index, std::span<const Operand> operands, Restart
     } else if (result.fault) {
         gap(operands[reached].gap);
     }
+    if (block || result.fault) vcpu.further = 0;
     std::size_t page = 0;
     for (std::uint32_t i = 0; i < reached; ++i) {
         Placed placed;

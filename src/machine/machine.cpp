@@ -152,6 +152,7 @@ void Machine::reset()
     for (Vcpu& vcpu : vcpus_) {
         vcpu.registers = {};
         vcpu.pdptes = {};
+        vcpu.further = 0;
         vcpu.mmu->reset();
     }
     start();
@@ -334,6 +335,7 @@ std::optional<Exception> Machine::load_pdptes(const Registers& registers,
 std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& load, Load what)
 {
     Vcpu& vcpu = vcpus_[index];
+    give_up_further(index);
     if (vcpu.registers.cpl != 0) return general_protection(kPrivileged);
     if (!load) return general_protection(load.error().why);
     const Registers old = vcpu.registers;
@@ -438,6 +440,7 @@ std::optional<Exception> Machine::wrmsr(unsigned vcpu, std::uint32_t msr, std::u
 {
     if (msr == efer::kMsr)
         return commit(vcpu, wrmsr_efer(vcpus_[vcpu].registers, value, config_.cpuid), Load::control);
+    give_up_further(vcpu);
     if (vcpus_[vcpu].registers.cpl != 0) return general_protection(kPrivileged);
     if (msr != kPkrsMsr || !config_.cpuid.pks) return general_protection("there is no such MSR");
     if (value >> 32 != 0) return general_protection("IA32_PKRS bits 63:32 are reserved");
@@ -459,6 +462,7 @@ std::optional<Exception> Machine::wrpkru(unsigned vcpu, std::uint32_t value)
 
 void Machine::set_cpl(unsigned vcpu, std::uint8_t cpl)
 {
+    give_up_further(vcpu);
     vcpus_[vcpu].registers.cpl = cpl;
 }
 
@@ -477,6 +481,7 @@ void Machine::set_ac(unsigned vcpu, bool ac)
 
 std::optional<Refusal> Machine::set_registers(unsigned vcpu, const Registers& wanted)
 {
+    vcpus_[vcpu].further = 0;
     const Registers registers = settled(wanted);
     if (const auto refusal = impossible(registers, config_.cpuid)) return refusal;
     if (!registers.long_mode() && registers.cr3 >> 32 != 0) {
@@ -511,6 +516,7 @@ void Machine::drop_before_fault(unsigned vcpu, LinearAddress address)
 
 std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
 {
+    give_up_further(vcpu);
     const Registers& registers = vcpus_[vcpu].registers;
     if (!registers.long_mode()) address = LinearAddress{address.value() & 0xffff'ffff};
     if (registers.cpl != 0) return general_protection(kPrivileged);
@@ -536,6 +542,7 @@ bool Machine::flush_shadow_page(unsigned vcpu, LinearAddress address)
 std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std::uint64_t pcid,
                                           LinearAddress address)
 {
+    give_up_further(vcpu);
     const Registers& registers = vcpus_[vcpu].registers;
     if (!config_.cpuid.invpcid) {
         return Exception{Vector::undefined_opcode, 0, {}, "INVPCID needs the feature invpcid"};

@@ -205,6 +205,15 @@ void ShadowEngine::emulated_store(std::span<const StorePart> parts)
     emulation_.remember.reset();
 }
 
+void ShadowEngine::count_further(Further outcome)
+{
+    switch (outcome) {
+    case Further::wrote_table: ++counters_.em_ex_pt; break;
+    case Further::wrote_none: ++counters_.em_ex_non_pt; break;
+    case Further::failed: ++counters_.em_ex_fail; break;
+    }
+}
+
 void ShadowEngine::consider_unshadowing(unsigned vcpu, GuestPhysical at, std::span<const std::byte> bytes)
 {
     if (!declared_.switches.early_unshadow) return;

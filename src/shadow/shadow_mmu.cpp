@@ -231,6 +231,14 @@ FaultAnswer ShadowMmu<Guest>::emulated_at(unsigned vcpu, GuestPhysical address)
 }
 
 template <PagingMode Guest>
+FaultAnswer ShadowMmu<Guest>::emulated_write_at(unsigned vcpu, GuestPhysical address)
+{
+    FaultAnswer answer = emulated_at(vcpu, address);
+    answer.goes_on = Guest == kPae && e_->declared_.switches.fast_emulation;
+    return answer;
+}
+
+template <PagingMode Guest>
 FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
                                               const Access& access)
 {
@@ -260,7 +268,7 @@ std::optional<FaultAnswer> ShadowMmu<Guest>::emulate_fast(Tables& tables, unsign
         if (walked && !walked->assisted && walked->dirty && Gfn::of(walked->address) == hint->table) {
             ++e_->counters_.fault_fast_emulate;
             count_walk_of_emulator(vcpu, guest, access, path, hint->table);
-            return emulated_at(vcpu, walked->address);
+            return emulated_write_at(vcpu, walked->address);
         }
     }
     hint.reset();
@@ -352,7 +360,7 @@ FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const GuestContext& g
         if (!in_use && e_->unshadow(frame, false)) return {};
     }
     count_walk_of_emulator(vcpu, guest, access, path, frame);
-    const FaultAnswer answer = emulated_at(vcpu, address);
+    const FaultAnswer answer = emulated_write_at(vcpu, address);
     e_->emulation_.remember = {access.address.value() >> kPageShift, frame};
     return answer;
 }
@@ -468,7 +476,7 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     if (denied(walked.rights, hardware, access) != 0) {
         ++counters.fault_emulate_wp;
         count_walk_of_emulator(vcpu, guest, access, path, page);
-        return emulated_at(vcpu, walked.address);
+        return emulated_write_at(vcpu, walked.address);
     }
     ++counters.fault_fixed;
     mine.zero_written.reset();

@@ -66,6 +66,9 @@ private:
                                 const WalkPath<space::GuestPhysical>& path, Gfn found);
     /// The access is done for the guest; if it is a write, its store comes next.
     [[nodiscard]] FaultAnswer emulated_at(unsigned vcpu, GuestPhysical address);
+    /// The same for a write to RAM. A PAE guest writes an entry in two halves: the second one, it is hoped,
+    /// follows soon.
+    [[nodiscard]] FaultAnswer emulated_write_at(unsigned vcpu, GuestPhysical address);
     /// A write to the page that was written last by emulation, if the guest's tables still say so.
     template <class Tables>
     [[nodiscard]] std::optional<FaultAnswer> emulate_fast(Tables& tables, unsigned vcpu,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What Xen's mechanism does in the scenarios of reference/xen.md H2, counter by counter.
+#include <array>
 #include <map>
 #include <string>
 #include <vector>
@@ -352,6 +353,131 @@ TEST_CASE("xen: a device's write of another vCPU does not interrupt a run of zer
     CHECK(changes.take()["early_unshadow"] == 0);
     CHECK(guest.store(entry + 8, 0).emulated());
     CHECK(changes.take()["early_unshadow"] == 1);
+}
+
+TEST_CASE("xen: the second half of a PAE entry is emulated in the exit of the first", "[shadow]")
+{
+    // reference/xen.md B9, step 14, and part I.
+    for (const char* policy : {"xen", "xen-2006", "write-protect"}) {
+        INFO(policy);
+        Guest guest = guest_of(Paging::pae, policy);
+        guest.map(kLinear, 0x101'000);
+        guest.map(0x60'0000, 0x103'000);
+        const std::uint64_t entry = window_to_table(guest, 2, 0x4000'0000);
+        CHECK(guest.read(kLinear).ok());
+        CHECK(guest.read(entry).ok());
+        const std::uint64_t table = guest.entry(0x60'0000, 2);
+        Changes changes{guest};
+        const std::uint64_t exits = guest.machine.counters().exits;
+        CHECK(guest.store(entry + 8, table & 0xffff'ffff, 4).emulated());
+        CHECK(guest.store(entry + 12, table >> 32, 4).emulated());
+        Counts counts = changes.take();
+        const bool xen = std::string{policy} != "write-protect";
+        CHECK(counts["fault"] == (xen ? 1 : 2));
+        CHECK(guest.machine.counters().exits - exits == (xen ? 1 : 2));
+        CHECK(counts["em_ex_pt"] == (xen ? 1 : 0));
+        CHECK(counts["em_ex_non_pt"] == 0);
+        CHECK(counts["validate_gl2e_calls"] == 2);  // as a write of its own
+        CHECK(guest.entry(kLinear + 0x20'0000, 2) == table);
+        CHECK(guest.read(0x60'0000).at() == 0x103'000);
+        CHECK(guest.machine.audit().empty());
+    }
+}
+
+TEST_CASE("xen: how far the hypervisor goes on emulating a PAE guest", "[shadow]")
+{
+    constexpr std::uint64_t kData = 0x4000'8000, kDevice = 0x4000'9000, kUnmapped = 0x4000'a000;
+    const auto prepared = [&](Paging paging, const CustomShadowPolicy& parts = {}) {
+        MachineConfig config = config_of(under("xen"));
+        config.policy = [parts] { return make_custom_policy(parts); };
+        Guest guest{paging, config};
+        guest.map(kLinear, 0x101'000);
+        guest.map(kData, 0x102'000, kAll & ~U);
+        guest.map(kDevice, 0x50'0000);
+        (void)window_to_table(guest, 2, 0x4000'0000);
+        CHECK(guest.read(kLinear).ok());
+        CHECK(guest.write(kData).ok());
+        CHECK(guest.read(0x4000'0000).ok());
+        return guest;
+    };
+    constexpr std::uint64_t kEntry = 0x4000'0800;
+    const auto extra = [](Counts counts) {
+        return std::array{counts["em_ex_pt"], counts["em_ex_non_pt"], counts["em_ex_fail"]};
+    };
+    using Extra = std::array<std::uint64_t, 3>;
+    SECTION("four more, fetches not among them")
+    {
+        Guest guest = prepared(Paging::pae);
+        CHECK(guest.store(kEntry, 0x1000, 4).emulated());
+        Changes changes{guest};
+        CHECK_FALSE(guest.fetch(kData).emulated());
+        CHECK(guest.read(kData).emulated());
+        CHECK(guest.store(kData, 7, 4).emulated());
+        CHECK(guest.read(kData + 8).emulated());
+        CHECK(guest.read(kData + 0x10).emulated());
+        CHECK(extra(changes.take()) == Extra{0, 4, 0});
+        CHECK_FALSE(guest.read(kData).emulated());
+        CHECK(guest.load_word(kData, 4) == 7);
+        CHECK(guest.store(kEntry + 4, 0, 4).emulated());
+        Counts counts = changes.take();
+        CHECK(counts["fault"] == 1);  // too late: a fault of its own, which begins anew
+        CHECK(guest.store(kEntry + 8, 0x2000, 4).emulated());
+        CHECK(extra(changes.take()) == Extra{1, 0, 0});
+    }
+    SECTION("an emulated second half is the last")
+    {
+        Guest guest = prepared(Paging::pae);
+        Changes changes{guest};
+        for (unsigned i = 0; i < 4; ++i) CHECK(guest.store(kEntry + 4 * i, 0, 4).emulated());
+        Counts counts = changes.take();
+        CHECK(counts["fault"] == 2);
+        CHECK(extra(counts) == Extra{2, 0, 0});
+    }
+    SECTION("an instruction of two operands is one")
+    {
+        Guest guest = prepared(Paging::pae);
+        CHECK(guest.store(kEntry, 0x1000, 4).emulated());
+        Changes changes{guest};
+        const std::array move{Guest::operand(AccessKind::fetch, kData, 2),
+                              Guest::operand(AccessKind::read, kData, 4),
+                              Guest::operand(AccessKind::write, kEntry + 4, 4)};
+        Execution execution;
+        guest.machine.execute(0, move, Restart::instruction, execution);
+        CHECK_FALSE(execution.fault);
+        CHECK(extra(changes.take()) == Extra{1, 0, 0});
+    }
+    SECTION("what would fault, lies outside RAM, is the user's or loads a register runs by itself")
+    {
+        const auto tried = [&](auto next) {
+            Guest guest = prepared(Paging::pae);
+            CHECK(guest.store(kEntry, 0x1000, 4).emulated());
+            Changes changes{guest};
+            next(guest);
+            CHECK(guest.read(kData).ok());  // no more
+            return extra(changes.take());
+        };
+        CHECK(tried([&](Guest& guest) { CHECK(guest.read(kUnmapped).page_fault(0, kUnmapped)); }) ==
+              Extra{0, 0, 1});
+        CHECK(tried([&](Guest& guest) { CHECK(guest.read(kDevice).emulated()); }) == Extra{0, 0, 1});
+        CHECK(tried([&](Guest& guest) {
+                  CHECK(guest.access(Guest::operand(AccessKind::read, kLinear, 4, true)).ok());
+              }) == Extra{0, 0, 1});
+        CHECK(tried([&](Guest& guest) { CHECK(guest.mov_cr3(guest.root())); }) == Extra{0, 0, 1});
+        CHECK(tried([&](Guest& guest) { CHECK(guest.invlpg(kData)); }) == Extra{0, 0, 1});
+        CHECK(tried([&](Guest& guest) { guest.machine.set_cpl(0, 0); }) == Extra{0, 0, 1});
+        CHECK(tried([&](Guest& guest) { guest.reload(); }) == Extra{0, 0, 0});  // nothing of the guest's
+    }
+    SECTION("other vCPUs, other modes, another policy")
+    {
+        Guest four = prepared(Paging::four_level);
+        CHECK(four.store(kEntry, 0x1000, 4).emulated());
+        CHECK_FALSE(four.read(kData).emulated());
+        CustomShadowPolicy parts;
+        parts.switches.fast_emulation = false;
+        Guest slow = prepared(Paging::pae, parts);
+        CHECK(slow.store(kEntry, 0x1000, 4).emulated());
+        CHECK_FALSE(slow.read(kData).emulated());
+    }
 }
 
 TEST_CASE("xen: misaligned writes to tables give them up, but are done", "[shadow]")

@@ -240,6 +240,7 @@ private:
         bool fits = true;         ///< the guest's paging is one that the machine's mode translates
         bool paging_off = false;  ///< natively: a linear address is the machine's
         bool long_mode = false;
+        std::uint8_t further = 0;  ///< instructions that may still be emulated in the exit of the last one
         unsigned linear_bits = 32;
     };
     /// One translation of an instruction. Of a fault, `exception_` holds the rest.
@@ -323,6 +324,11 @@ private:
     void exit_for(unsigned vcpu, const Access& access, std::uint32_t error_code, FaultAnswer& answer);
     [[nodiscard]] Step exit_to_hypervisor(unsigned vcpu, const Access& access, std::uint32_t error_code);
     [[nodiscard]] Step emulate(unsigned vcpu, const Access& access);
+    /// Emulates the instruction of `pages_` in the exit of the one before; fills `steps_`. As `run_pages`;
+    /// nothing if it would fault, or is beyond the emulator: it then runs by itself.
+    [[nodiscard]] std::optional<std::size_t> emulate_further(unsigned vcpu);
+    /// The vCPU's next instruction is none that can be emulated in that exit.
+    void give_up_further(unsigned vcpu);
     /// Index of the first of `pages_` that would fault now; their number if none would.
     [[nodiscard]] std::size_t first_to_fault(const Vcpu& vcpu);
     /// Runs `pages_`; fills `steps_`. Returns the index of the translation that faulted, or their number.

@@ -63,6 +63,7 @@ struct ShadowCounters {
     std::uint64_t invlpg = 0;              ///< INVLPG of the guest
     std::uint64_t em_ex_pt = 0;            ///< further instructions emulated that wrote a table (PAE)
     std::uint64_t em_ex_non_pt = 0;        ///< ... that did not
+    std::uint64_t em_ex_fail = 0;          ///< ... that were tried, but could not be
     std::uint64_t oos_fixup_add = 0;       ///< writable mappings made of out-of-sync tables
     std::uint64_t oos_fixup_evict = 0;     ///< ... that took the place of another
     std::uint64_t unsync = 0;              ///< tables gone out of sync
@@ -78,7 +79,7 @@ struct ShadowCounterName {
     bool gauge = false;  ///< a level, not a count: phases show its value at their end
 };
 
-inline constexpr std::array<ShadowCounterName, 57> kShadowCounterNames{{
+inline constexpr std::array<ShadowCounterName, 58> kShadowCounterNames{{
     {"alloc", &ShadowCounters::alloc},
     {"alloc_tlbflush", &ShadowCounters::alloc_tlbflush},
     {"alloc_count", &ShadowCounters::alloc_count, true},
@@ -131,6 +132,7 @@ inline constexpr std::array<ShadowCounterName, 57> kShadowCounterNames{{
     {"invlpg", &ShadowCounters::invlpg},
     {"em_ex_pt", &ShadowCounters::em_ex_pt},
     {"em_ex_non_pt", &ShadowCounters::em_ex_non_pt},
+    {"em_ex_fail", &ShadowCounters::em_ex_fail},
     {"oos_fixup_add", &ShadowCounters::oos_fixup_add},
     {"oos_fixup_evict", &ShadowCounters::oos_fixup_evict},
     {"unsync", &ShadowCounters::unsync},

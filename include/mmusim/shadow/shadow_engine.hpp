@@ -77,7 +77,11 @@ struct FaultAnswer {
     Kind kind = Kind::retry;
     PageFault fault;
     GuestPhysical address;
+    /// Of `emulated`: the hypervisor tries to emulate the next instructions too, before it returns.
+    bool goes_on = false;
 };
+/// How many more at most (reference/xen.md B9, step 14).
+inline constexpr std::uint8_t kFurtherInstructions = 4;
 
 /// What the engine has done so far, in units that have a price.
 struct ShadowWork {
@@ -128,6 +132,9 @@ public:
         std::span<const std::byte> bytes;
     };
     void emulated_store(std::span<const StorePart> parts);
+    /// What came of a further instruction that was tried.
+    enum class Further : std::uint8_t { wrote_table, wrote_none, failed };
+    void count_further(Further outcome);
     /// Whether a write of the guest to this frame would trap.
     [[nodiscard]] bool traps_writes_to(Gfn frame) const
     {
