@@ -56,15 +56,20 @@ void Machine::split(const Vcpu& vcpu, const Operand& operand, LinearAddress addr
     }
 }
 
-Result<Translation<space::GuestPhysical>, PageFault> Machine::guest_walk(const Vcpu& vcpu,
-                                                                         const Access& access)
+Result<Translation<space::GuestPhysical>, PageFault> Machine::guest_walk(unsigned index, const Access& access)
 {
-    if (vcpu.guest.paging == Paging::off) {
-        return Translation<space::GuestPhysical>{.address = GuestPhysical{access.address.value()},
-                                                 .rights = {}};
+    using Walked = Result<Translation<space::GuestPhysical>, PageFault>;
+    const GuestContext& guest = vcpus_[index].guest;
+    const Walked walked =
+        guest.paging == Paging::off
+            ? Walked{Translation<space::GuestPhysical>{.address = GuestPhysical{access.address.value()},
+                                                       .rights = {}}}
+            : walk_in(guest.paging, guest_memory_, guest.root, guest.rules, access, AdBits::leave);
+    if (walked && shadow_) {
+        if (const auto refused = shadow_->refusal(index, guest, access, Gfn::of(walked->address)))
+            return *refused;
     }
-    return walk_in(vcpu.guest.paging, guest_memory_, vcpu.guest.root, vcpu.guest.rules, access,
-                   AdBits::leave);
+    return walked;
 }
 
 Machine::Step Machine::faulted(const PageFault& fault)
@@ -283,10 +288,11 @@ std::uint64_t Machine::run(unsigned index, std::span<const StreamAccess> accesse
     return exceptions;
 }
 
-std::size_t Machine::first_to_fault(const Vcpu& vcpu)
+std::size_t Machine::first_to_fault(unsigned index)
 {
-    const auto faulting = std::find_if(
-        pages_.begin(), pages_.end(), [&](const PageAccess& page) { return !guest_walk(vcpu, page.access); });
+    const auto faulting = std::find_if(pages_.begin(), pages_.end(), [&](const PageAccess& page) {
+        return !guest_walk(index, page.access);
+    });
     return static_cast<std::size_t>(faulting - pages_.begin());
 }
 
@@ -301,7 +307,7 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
     const auto last = fault_follows ? pages_.end() : std::prev(pages_.end());
     const bool a_fault_may_follow_a_write = std::any_of(
         pages_.begin(), last, [](const PageAccess& page) { return page.access.kind == AccessKind::write; });
-    const std::size_t faulting = a_fault_may_follow_a_write ? first_to_fault(vcpus_[index]) : pages_.size();
+    const std::size_t faulting = a_fault_may_follow_a_write ? first_to_fault(index) : pages_.size();
     // Nothing cached may let it pass; a TLB may drop what it likes.
     if (faulting < pages_.size()) drop_before_fault(index, pages_[faulting].access.address);
     bool completes = !fault_follows && faulting == pages_.size();

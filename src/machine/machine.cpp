@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mmusim/machine/machine.hpp>
 
+#include <cassert>
 #include <utility>
 
 #include <fmt/format.h>
@@ -630,25 +631,47 @@ void Machine::blow_shadows()
     settle_all();
 }
 
+void Machine::set_secure_frames(std::vector<Gfn> frames)
+{
+    assert(shadow_);
+    shadow_->set_secure_frames(std::move(frames));
+    settle_all();
+}
+
+void Machine::set_secure_mode(unsigned vcpu, bool on)
+{
+    assert(shadow_);
+    in_hypervisor(vcpu, [&] {
+        const bool changes = shadow_->secure_mode(vcpu) != on;
+        shadow_->set_secure_mode(vcpu, on, vcpus_[vcpu].guest);
+        return changes;
+    });
+}
+
 std::vector<std::string> Machine::audit() const
 {
     std::vector<std::string> violations = shadow_ ? shadow_->audit() : std::vector<std::string>{};
-    for (const Vcpu& vcpu : vcpus_) {
-        vcpu.mmu->audit(violations);
-        if (shadow_) audit_against_shadows(*vcpu.mmu, violations);
+    for (unsigned i = 0; i < vcpus_.size(); ++i) {
+        vcpus_[i].mmu->audit(violations);
+        if (shadow_) audit_against_shadows(i, violations);
     }
     return violations;
 }
 
-void Machine::audit_against_shadows(const Mmu& mmu, std::vector<std::string>& violations) const
+void Machine::audit_against_shadows(unsigned index, std::vector<std::string>& violations) const
 {
     // What the guest took away it must flush itself; what the hypervisor relies on must hold at once.
-    mmu.for_each_translation([&](const TlbSpec& tlb, TlbTag tag, const TlbContent& content) {
+    vcpus_[index].mmu->for_each_translation([&](const TlbSpec& tlb, TlbTag tag, const TlbContent& content) {
         const LinearAddress address{tag.number() << content.attributes.entry_shift()};
         const auto frame = p2m_.gfn_of(Mfn::of(MachineAddress{content.frame}));
         if (!frame) {
             violations.push_back(fmt::format(
                 "TLB {} holds a translation of {} to a frame that is not the guest's", tlb.name, address));
+        } else if (shadow_->refusal(index, vcpus_[index].guest, {address}, *frame)) {
+            violations.push_back(
+                fmt::format("TLB {} of vCPU {}, not in secure mode, holds a translation of {} to frame {}, "
+                            "which is secure",
+                            tlb.name, index, address, *frame));
         } else if (content.attributes.rights().writable && content.attributes.dirty() &&
                    shadow_->traps_writes_to(*frame)) {
             violations.push_back(

@@ -440,6 +440,25 @@ void Replayer::replay_record(const ShadowBlowRecord&)
     machine_.blow_shadows();
 }
 
+void Replayer::need_hypervisor(std::string_view op) const
+{
+    if (machine_.shadow() != nullptr) return;
+    throw RecordError(
+        fmt::format("{} is for a hypervisor to do, and mode {} has none", op, name_of(config_.mode)), "op");
+}
+
+void Replayer::replay_record(const SecureFramesRecord& record)
+{
+    need_hypervisor("secure_frames");
+    machine_.set_secure_frames(record.gfns);
+}
+
+void Replayer::replay_record(const SecureModeRecord& record)
+{
+    need_hypervisor("secure_mode");
+    machine_.set_secure_mode(record.vcpu, record.on);
+}
+
 void Replayer::replay_record(const MarkRecord& record)
 {
     if (skipped_) {

@@ -81,6 +81,7 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
     , cache_{tables, pool_first + 1, pool_pages, filter_, counters_}
     , vcpus_(vcpus, Vcpu{{},
                          VirtualTlb{declared_.switches.virtual_tlb ? declared_.sizes.virtual_tlb : 0},
+                         false,
                          {},
                          kNoShadow,
                          {}})
@@ -108,8 +109,11 @@ FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const 
 FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access)
 {
     if (guest.paging == Paging::off) {
+        const GuestPhysical at{access.address.value()};
+        if (const auto refused = refusal(vcpu, guest, access, Gfn::of(at)))
+            return {FaultAnswer::Kind::guest, *refused, {}};
         emulation_ = {vcpu, kTwoLevel.entry_bytes, std::nullopt};
-        return {FaultAnswer::Kind::emulated, {}, GuestPhysical{access.address.value()}};
+        return {FaultAnswer::Kind::emulated, {}, at};
     }
     FaultAnswer answer;
     in_mode(*this, guest.paging,
@@ -590,9 +594,19 @@ std::vector<std::string> ShadowEngine::audit() const
         for (unsigned i = 0; shadow.key.type.level == 1 && i < shadow.entries(); ++i) {
             const std::uint64_t entry = cache_.entry({id, static_cast<std::uint16_t>(i)});
             const Mfn mfn{(entry & pte::kFrame) >> kPageShift};
-            if ((entry & pte::kPresent) == 0 || p2m_->gfn_of(mfn)) continue;
-            violations.push_back(fmt::format("{} of frame {}, entry {}: machine frame {} is not the guest's",
-                                             to_string(shadow.key.type), shadow.key.frame, i, mfn));
+            if ((entry & pte::kPresent) == 0) continue;
+            const auto page = p2m_->gfn_of(mfn);
+            if (page && !withheld(*page, shadow.key.role)) continue;
+            violations.push_back(fmt::format("{} of frame {}, entry {}: {}", to_string(shadow.key.type),
+                                             shadow.key.frame, i,
+                                             page ? fmt::format("maps the secure frame {}", *page)
+                                                  : fmt::format("machine frame {} is not the guest's", mfn)));
+        }
+    }
+    for (unsigned vcpu = 0; vcpu < vcpus_.size(); ++vcpu) {
+        for (const ShadowId root : vcpus_[vcpu].roots.ids) {
+            if (root == kNoShadow || (cache_[root].key.role & kSecureRole) == view_of(vcpu)) continue;
+            violations.push_back(fmt::format("vCPU {} runs on a root of the other view", vcpu));
         }
     }
     if (!declared_.protects_tables) return violations;

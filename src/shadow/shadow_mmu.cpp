@@ -14,6 +14,12 @@ namespace {
 constexpr std::uint8_t kRoleNxe = 1;
 constexpr std::uint8_t kRolePse = 2;
 
+/// Of the key of a splintered superpage.
+constexpr unsigned protection_key_of(std::uint8_t role)
+{
+    return role & ~unsigned{kSecureRole};
+}
+
 /// Frames that a table of `level` maps.
 constexpr std::uint64_t frames_under(PagingMode mode, int level)
 {
@@ -40,11 +46,12 @@ ShadowKey ShadowMmu<Guest>::table_key(Gfn frame, int level, std::uint8_t role)
 }
 
 template <PagingMode Guest>
-ShadowKey ShadowMmu<Guest>::splinter_key(Gfn page, int level, unsigned protection_key)
+ShadowKey ShadowMmu<Guest>::splinter_key(Gfn page, int level, unsigned protection_key, std::uint8_t view)
 {
     const Gfn first{page.number() & ~(frames_under(Guest, level) - 1)};
-    return {
-        first, {kFormat, static_cast<std::uint8_t>(level), true}, static_cast<std::uint8_t>(protection_key)};
+    return {first,
+            {kFormat, static_cast<std::uint8_t>(level), true},
+            static_cast<std::uint8_t>(protection_key | (view & kSecureRole))};
 }
 
 template <PagingMode Guest>
@@ -81,7 +88,8 @@ ShadowId& ShadowMmu<Guest>::root_slot(unsigned vcpu, LinearAddress address)
 }
 
 template <PagingMode Guest>
-const ShadowKey* ShadowMmu<Guest>::root_key(const GuestContext& guest, unsigned slot, ShadowKey& key) const
+const ShadowKey* ShadowMmu<Guest>::root_key(unsigned vcpu, const GuestContext& guest, unsigned slot,
+                                            ShadowKey& key) const
 {
     Gfn frame = guest.root.frame;
     if constexpr (Guest.top_in_registers) {
@@ -93,7 +101,7 @@ const ShadowKey* ShadowMmu<Guest>::root_key(const GuestContext& guest, unsigned 
     }
     // A table outside RAM reads as 0: there is nothing to shadow.
     if (guest.paging != Paging::off && !e_->p2m_->ram().contains(frame)) return nullptr;
-    key = table_key(frame, Guest.root_level(), role_of(guest.settings));
+    key = table_key(frame, Guest.root_level(), role_of(guest.settings) | e_->view_of(vcpu));
     return &key;
 }
 
@@ -140,12 +148,12 @@ void ShadowMmu<Guest>::load_roots(unsigned vcpu, const GuestContext& guest)
     if (e_->declared_.protects_tables) {
         // While the old roots are still there to guess with.
         for (unsigned i = 0; i < 4; ++i) {
-            if (root_key(guest, i, key) == nullptr) continue;
+            if (root_key(vcpu, guest, i, key) == nullptr) continue;
             (void)e_->remove_write_access(vcpu, key.frame, Guest.root_level(), {});
         }
     }
     for (unsigned i = 0; i < 4; ++i) {
-        load_root(vcpu, e_->vcpus_[vcpu].roots.ids[i], root_key(guest, i, key));
+        load_root(vcpu, e_->vcpus_[vcpu].roots.ids[i], root_key(vcpu, guest, i, key));
     }
 }
 
@@ -188,6 +196,17 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
                                                                   const Access& access,
                                                                   WalkPath<space::GuestPhysical>& path)
 {
+    if (e_->secure_frames_.any() && !e_->secure_mode(vcpu)) {
+        // Refused, it leaves accessed and dirty bits alone, as any walk that ends in a fault.
+        const GuestWalk found = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::leave, path);
+        if (found) {
+            if (const auto refused = e_->refusal(vcpu, guest, access, Gfn::of(found->address))) {
+                e_->flush(vcpu, GuestFlush::page_fault, access.address);
+                return *refused;
+            }
+        }
+        path = {};
+    }
     const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::set, path);
     if (!walked) {
         e_->flush(vcpu, GuestFlush::page_fault, access.address);
@@ -299,13 +318,14 @@ bool ShadowMmu<Guest>::protect_path(unsigned vcpu, LinearAddress address,
 }
 
 template <PagingMode Guest>
-std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rules, bool write) const
+std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rules, std::uint8_t role,
+                                         bool write) const
 {
     std::uint64_t flags = propagated_flags(entry, 1, rules);
     if (flags == 0) return 0;
     const Gfn frame = frame_under(entry, 1, true);
     const auto mfn = e_->p2m_->mfn_of(frame);
-    if (!mfn) return 0;
+    if (!mfn || e_->withheld(frame, role)) return 0;
     const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
     if (table && !(write && e_->out_of_sync_.may_write(frame))) flags &= ~pte::kWritable;
     return mfn->address().value() | flags;
@@ -328,8 +348,10 @@ void ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhys
             // A piece of a superpage: fabricated.
             const auto mfn = e_->p2m_->mfn_of(key.frame + next.index);
             if (!mfn) return;
+            if (e_->withheld(key.frame + next.index, key.role)) continue;
             const bool table = e_->declared_.protects_tables && cache.is_table(key.frame + next.index);
-            std::uint64_t flags = kSplinterFlags | std::uint64_t{key.role} << pte::kKeyShift;
+            std::uint64_t flags = kSplinterFlags | std::uint64_t{protection_key_of(key.role)}
+                                                       << pte::kKeyShift;
             if (table) flags &= ~pte::kWritable;
             cache.set_leaf(next, mfn->address().value() | flags);
             continue;
@@ -339,7 +361,7 @@ void ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhys
         const Word raw = e_->guest_memory_.template load<Word>(path.tables[1], offset);
         const Pte<Guest> entry{raw};
         if (entry.present() && (!entry.accessed() || (entry.has(pte::kWritable) && !entry.dirty()))) return;
-        cache.set_leaf(next, leaf_for(entry, guest.rules.entries, false));
+        cache.set_leaf(next, leaf_for(entry, guest.rules.entries, key.role, false));
         if (loose != nullptr) std::memcpy(loose->snapshot.data() + offset, &raw, sizeof raw);
     }
 }
@@ -419,9 +441,10 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
                                (leaf && walked.dirty ? pte::kDirty : 0)};
         const std::uint64_t flags =
             fabricated ? kSplinterFlags | pte::kDirty : propagated_flags(entry, level, guest.rules.entries);
-        const ShadowKey wanted = level > path.lowest ? table_key(frame_under(entry, level, false), level - 1,
-                                                                 role_of(guest.settings))
-                                                     : splinter_key(page, level - 1, walked.rights.key);
+        const ShadowKey wanted = level > path.lowest
+                                     ? table_key(frame_under(entry, level, false), level - 1,
+                                                 role_of(guest.settings) | e_->view_of(vcpu))
+                                     : splinter_key(page, level - 1, walked.rights.key, e_->view_of(vcpu));
         // Below an upper table that is found again there may be level-1 tables that are out of sync.
         if (level == 2 && upper_linked) e_->resync_all(vcpu);
         bool linked = false;
@@ -452,7 +475,7 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     std::uint64_t leaf = 0;
     if (path.lowest == 1) {
         const Pte<Guest> entry{path.entries[1] | pte::kAccessed | (walked.dirty ? pte::kDirty : 0)};
-        leaf = leaf_for(entry, guest.rules.entries, write);
+        leaf = leaf_for(entry, guest.rules.entries, e_->cache_[at].key.role, write);
         if (OutOfSyncTables::Table* const loose = e_->out_of_sync_.find(path.tables[1])) {
             const auto raw = static_cast<detail::EntryWord<Guest>>(entry.raw());
             std::memcpy(loose->snapshot.data() + path.offsets[1], &raw, sizeof raw);
@@ -550,7 +573,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
         const Pte<Guest> entry{raw};
         const ShadowSlot slot{shadow, static_cast<std::uint16_t>(i * key.type.entries_per_guest_entry())};
         if (level == 1) {
-            cache.set_leaf(slot, leaf_for(entry, rules, false));
+            cache.set_leaf(slot, leaf_for(entry, rules, key.role, false));
             if (loose != nullptr)
                 std::memcpy(loose->snapshot.data() + std::size_t{i} * Guest.entry_bytes, &raw, sizeof raw);
             continue;
@@ -562,7 +585,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
             const bool leaf = rules.is_leaf(entry.raw(), level);
             const Gfn frame = frame_under(entry, level, leaf);
             if (leaf || e_->p2m_->mfn_of(frame)) {
-                child = cache.find(leaf ? splinter_key(frame, level - 1, entry.key())
+                child = cache.find(leaf ? splinter_key(frame, level - 1, entry.key(), key.role)
                                         : table_key(frame, level - 1, key.role));
             } else {
                 fine = false;
@@ -603,7 +626,7 @@ void ShadowMmu<Guest>::resync_entries(ShadowId shadow, std::array<std::byte, kPa
         Word then = 0;
         std::memcpy(&then, snapshot.data() + offset, sizeof then);
         if (now == then) continue;
-        cache.set_leaf(slot, leaf_for(Pte<Guest>{now}, rules, false));
+        cache.set_leaf(slot, leaf_for(Pte<Guest>{now}, rules, key.role, false));
         std::memcpy(snapshot.data() + offset, &now, sizeof now);
     }
 }
@@ -659,8 +682,8 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
                 complain("maps a guest table writable");
             continue;
         }
-        const ShadowKey below =
-            leaf ? splinter_key(frame, level - 1, entry.key()) : table_key(frame, level - 1, key.role);
+        const ShadowKey below = leaf ? splinter_key(frame, level - 1, entry.key(), key.role)
+                                     : table_key(frame, level - 1, key.role);
         if (!(cache[cache.child(slot)].key == below)) complain("references the shadow of something else");
     }
 }

@@ -44,7 +44,8 @@ private:
     static constexpr TableFormat kFormat = format_of(Guest);
 
     [[nodiscard]] static ShadowKey table_key(Gfn frame, int level, std::uint8_t role);
-    [[nodiscard]] static ShadowKey splinter_key(Gfn page, int level, unsigned protection_key);
+    [[nodiscard]] static ShadowKey splinter_key(Gfn page, int level, unsigned protection_key,
+                                                std::uint8_t view);
     /// The control bits that the shadow of a table depends on, and back.
     [[nodiscard]] static std::uint8_t role_of(EntrySettings settings);
     [[nodiscard]] static EntrySettings settings_of(std::uint8_t role);
@@ -87,11 +88,14 @@ private:
                                     const WalkPath<space::GuestPhysical>& path, bool write);
     /// Fills entries after `slot`, as far as the guest's are in use.
     void prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path, const GuestContext& guest);
-    /// The level-1 entry for a guest entry, or 0. `write`: a write that is under way.
-    [[nodiscard]] std::uint64_t leaf_for(Pte<Guest> entry, const EntryRules& rules, bool write) const;
+    /// The level-1 entry for a guest entry in a shadow with this role, or 0. `write`: a write that is under
+    /// way.
+    [[nodiscard]] std::uint64_t leaf_for(Pte<Guest> entry, const EntryRules& rules, std::uint8_t role,
+                                         bool write) const;
     [[nodiscard]] ShadowId find_or_create(const ShadowKey& key);
     void load_root(unsigned vcpu, ShadowId& slot, const ShadowKey* wanted);
-    [[nodiscard]] const ShadowKey* root_key(const GuestContext& guest, unsigned slot, ShadowKey& key) const;
+    [[nodiscard]] const ShadowKey* root_key(unsigned vcpu, const GuestContext& guest, unsigned slot,
+                                            ShadowKey& key) const;
     /// The shadow's child for `wanted` under `slot`, linked with `flags`. Sets `linked` if it was not.
     ShadowId link_child(ShadowSlot slot, const ShadowKey& wanted, std::uint64_t flags, bool& linked);
 

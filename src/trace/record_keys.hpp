@@ -18,7 +18,7 @@ enum class Key : std::uint8_t {
     op, la, va, seg, size, value, bytes, rmw, implicit, cpl, vcpu, gap, gpa, gpa2, fault, cr2, mem,
     cr0, cr3, cr4, efer, ac, pkru, pkrs, segments, msr, type, pcid,
     cs, ss, ds, es, fs, gs, base, limit, null, expand_down, big,
-    gfn, width, entries, ignore, name, records,
+    gfn, gfns, width, entries, ignore, name, records,
     event,  // of later versions
     unknown,
 };
@@ -29,7 +29,7 @@ inline constexpr std::array<std::string_view, kKeys> kKeyNames{
     "fault", "cr2", "mem",
     "cr0", "cr3", "cr4", "efer", "ac", "pkru", "pkrs", "segments", "msr", "type", "pcid",
     "cs", "ss", "ds", "es", "fs", "gs", "base", "limit", "null", "expand_down", "big",
-    "gfn", "width", "entries", "ignore", "name", "records",
+    "gfn", "gfns", "width", "entries", "ignore", "name", "records",
     "event",
 };
 // clang-format on
@@ -86,7 +86,7 @@ template <auto... kCandidates>
     case 'd': return first_of<ds>(text);
     case 'e': return first_of<efer, entries, event, es, expand_down>(text);
     case 'f': return first_of<fault, fs>(text);
-    case 'g': return first_of<gpa, gap, gfn, gpa2, gs>(text);
+    case 'g': return first_of<gpa, gap, gfn, gpa2, gs, gfns>(text);
     case 'i': return first_of<ignore, implicit>(text);
     case 'l': return first_of<la, limit>(text);
     case 'm': return first_of<mem, msr>(text);
@@ -106,7 +106,7 @@ template <auto... kCandidates>
 enum class Op : std::uint8_t {
     read, write, fetch, insn,
     set, mov_cr0, mov_cr3, mov_cr4, wrmsr, wrpkru, cpl, ac, invlpg, invpcid,
-    page, poke, expect_memory, reset, mark, shadow_blow, end,
+    page, poke, expect_memory, reset, mark, shadow_blow, secure_frames, secure_mode, end,
     unknown,
 };
 
@@ -114,7 +114,7 @@ inline constexpr std::size_t kOps = static_cast<std::size_t>(Op::unknown);
 inline constexpr std::array<std::string_view, kOps> kOpNames{
     "read", "write", "fetch", "insn",
     "set", "mov_cr0", "mov_cr3", "mov_cr4", "wrmsr", "wrpkru", "cpl", "ac", "invlpg", "invpcid",
-    "page", "poke", "expect_memory", "reset", "mark", "shadow_blow", "end",
+    "page", "poke", "expect_memory", "reset", "mark", "shadow_blow", "secure_frames", "secure_mode", "end",
 };
 // clang-format on
 static_assert(kOpNames[static_cast<std::size_t>(Op::invpcid)] == "invpcid");
@@ -126,10 +126,10 @@ static_assert(kOpNames[static_cast<std::size_t>(Op::end)] == "end");
 }
 
 /// Ops of the format that this version does not replay yet.
-inline constexpr std::array<std::string_view, 16> kLaterOps{
-    "p2m_set", "p2m_clear",         "log_dirty",         "mem_access",   "secure_frames", "secure_mode",
-    "frame",   "mmu_update",        "update_va_mapping", "mmuext",       "multicall",     "set_gdt",
-    "set_ldt", "update_descriptor", "guest_mode",        "expect_frame",
+inline constexpr std::array<std::string_view, 14> kLaterOps{
+    "p2m_set",    "p2m_clear",         "log_dirty",  "mem_access",   "frame",
+    "mmu_update", "update_va_mapping", "mmuext",     "multicall",    "set_gdt",
+    "set_ldt",    "update_descriptor", "guest_mode", "expect_frame",
 };
 
 /// The op that starts at `text`, after its quote. kTextPadding bytes can be read.
@@ -145,7 +145,7 @@ inline constexpr std::array<std::string_view, 16> kLaterOps{
     case 'm': return first_of<mov_cr3, mov_cr0, mov_cr4, mark>(text);
     case 'p': return first_of<poke, page>(text);
     case 'r': return first_of<read, reset>(text);
-    case 's': return first_of<set, shadow_blow>(text);
+    case 's': return first_of<set, shadow_blow, secure_mode, secure_frames>(text);
     case 'w': return first_of<write, wrmsr, wrpkru>(text);
     default: return unknown;
     }

@@ -59,6 +59,8 @@ private:
                                                                      ondemand::value value);
     void read_memory(Fields& fields, GuestPhysical& gpa, unsigned& bytes, std::uint64_t& value,
                      std::uint64_t& ignore);
+    void read_secure_frames(Fields& fields, SecureFramesRecord& secure);
+    void read_secure_mode(Fields& fields, SecureModeRecord& mode);
     [[nodiscard]] std::string read_name(Fields& fields);
     void read_end(Fields& fields, std::uint64_t records, EndRecord& end);
 
@@ -557,6 +559,39 @@ void RecordParser::Impl::read_memory(Fields& fields, GuestPhysical& gpa, unsigne
     must_be_ram(fields, Key::gpa, Gfn::of(gpa));
 }
 
+void RecordParser::Impl::read_secure_frames(Fields& fields, SecureFramesRecord& secure)
+{
+    secure.gfns.clear();
+    for (Field field; fields.next(field);) {
+        if (field.key != Key::gfns) continue;
+        auto list = opened<ondemand::array>(field.value, field.at, '[', "a list of frames", field.name());
+        for (auto element : list) {
+            if (const auto error = element.error()) refuse_malformed(text_, field.at, error);
+            Field part{field.key, nullptr, &text_, element.value_unsafe()};
+            part.at = part.value.raw_json_token().data();
+            const Gfn gfn{part.number()};
+            if (!ram_.contains(gfn)) part.refuse(fmt::format("frame {} is not RAM", gfn));
+            secure.gfns.push_back(gfn);
+        }
+    }
+    std::vector<Gfn> sorted = secure.gfns;
+    std::sort(sorted.begin(), sorted.end());
+    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+    if (twice != sorted.end()) fields.refuse(Key::gfns, fmt::format("frame {} is listed twice", *twice));
+}
+
+void RecordParser::Impl::read_secure_mode(Fields& fields, SecureModeRecord& mode)
+{
+    mode = SecureModeRecord{};
+    for (Field field; fields.next(field);) {
+        switch (field.key) {
+        case Key::vcpu: mode.vcpu = vcpu(field); break;
+        case Key::value: mode.on = field.flag(); break;
+        default: break;
+        }
+    }
+}
+
 std::string RecordParser::Impl::read_name(Fields& fields)
 {
     std::string name;
@@ -687,6 +722,8 @@ void RecordParser::Impl::read(Op op, Fields& fields, std::uint64_t records, Reco
         for (Field field; fields.next(field);) {
         }
         break;
+    case Op::secure_frames: read_secure_frames(fields, spare_.remake<SecureFramesRecord>(record)); break;
+    case Op::secure_mode: read_secure_mode(fields, spare_.remake<SecureModeRecord>(record)); break;
     case Op::end: read_end(fields, records, spare_.remake<EndRecord>(record)); break;
     case Op::unknown: break;
     }

@@ -62,6 +62,8 @@ inline constexpr KeySet kSegments = keys({Key::cs, Key::ss, Key::ds, Key::es, Ke
     case reset: return {keys({Key::op, Key::name}), 0};
     case mark: return {keys({Key::op, Key::name}), bit(Key::name)};
     case shadow_blow: return {bit(Key::op), 0};
+    case secure_frames: return {keys({Key::op, Key::gfns}), bit(Key::gfns)};
+    case secure_mode: return with_value(keys({Key::op, Key::vcpu}));
     case end: return {keys({Key::op, Key::records}), bit(Key::records)};
     case unknown: break;
     }

@@ -274,6 +274,23 @@ struct LineOf {
         return object.take();
     }
 
+    std::string operator()(const SecureFramesRecord& secure) const
+    {
+        Object object;
+        object.word("op", "secure_frames");
+        object.json("gfns",
+                    array_of(secure.gfns, [](Gfn gfn) { return fmt::format("\"{:#x}\"", gfn.number()); }));
+        return object.take();
+    }
+
+    std::string operator()(const SecureModeRecord& mode) const
+    {
+        Object object;
+        object.word("op", "secure_mode").integer_unless("vcpu", mode.vcpu, 0);
+        object.integer("value", mode.on ? 1 : 0);
+        return object.take();
+    }
+
     std::string operator()(const EndRecord& end) const
     {
         Object object;

@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -41,13 +42,15 @@ struct Setup {
     std::string policy;  // of a shadow mode
     Populate populate = Populate::leaf;
     std::string layout = "identity";
+    bool secure = false;  // frames are made secure, vCPUs go in and out of secure mode
 };
 
 std::string to_string(const Setup& setup)
 {
     if (setup.mode == TranslationMode::native) return "native";
-    return fmt::format("{} {} populate {} p2m {}", name_of(setup.mode), setup.policy,
-                       setup.populate == Populate::leaf ? "leaf" : "step", setup.layout);
+    return fmt::format("{} {} populate {} p2m {}{}", name_of(setup.mode), setup.policy,
+                       setup.populate == Populate::leaf ? "leaf" : "step", setup.layout,
+                       setup.secure ? " secure" : "");
 }
 
 /// What a program found to be wrong.
@@ -96,6 +99,8 @@ struct Coverage {
     std::uint64_t emulated = 0;   // pages that the hypervisor accessed for the guest
     std::uint64_t to_tables = 0;  // writes to the frames of tables
     std::uint64_t unsynced = 0;   // tables gone out of sync
+    std::uint64_t secure = 0;     // pages accessed in secure frames
+    std::uint64_t withheld = 0;   // #PF at a page whose first frame is secure
 };
 
 class Program {
@@ -108,7 +113,8 @@ public:
         , settled_{seed % 2 == 0}
     {
         const ShadowEngine* shadow = machine_.shadow();
-        coherent_ = shadow == nullptr || shadow->policy().coherent();
+        coherent_ =
+            (shadow == nullptr || shadow->policy().coherent()) && machine_.config().cpu->tlbs.tlbs.empty();
         reference_.cpus.resize(machine_.config().vcpus);
         for (const GfnRange& range : kRam) {
             reference_.memory.ram.emplace_back(range.first.number(), range.count);
@@ -176,6 +182,7 @@ private:
     void change_mode();
     void invalidate();
     void from_outside();
+    void secure_view();
 
     // --- checks ---
     template <class Answer>
@@ -244,6 +251,11 @@ MachineConfig Program::config_for(const Setup& setup, Random& random, reference:
         config.policy = builtin_shadow_policies().find(setup.policy);
         config.check_coherence = speculates(*config.policy());
         config.populate = setup.populate;
+        // What a TLB keeps must go too.
+        if (setup.secure && random.percent(50)) {
+            config.cpu = std::make_shared<const CpuProfile>(find_cpu_profile("golden_cove"));
+            config.check_coherence = true;
+        }
     }
     return config;
 }
@@ -478,6 +490,7 @@ void Program::set_registers(const reference::Cpu& wanted)
 void Program::operate()
 {
     vcpu_ = random_.below(static_cast<unsigned>(reference_.cpus.size()));
+    if (setup_.secure && random_.percent(12)) return secure_view();
     const unsigned what = random_.below(100);
     if (settled_ && (what < 30 || what >= 86)) {
         change_used_entry();
@@ -628,6 +641,14 @@ void Program::instruction()
         return machine_.config().check_coherence || reference_.explains(vcpu_, access, found);
     };
 
+    // Nothing stale can be a reason to reach a secure frame.
+    for (const PageOf& of : pages) {
+        const bool secure = of.found && reference_.secure_frames.count(*of.found >> 12) != 0;
+        if (!secure) continue;
+        if (reference_.in_secure_mode.count(vcpu_) == 0) mismatch("{:#x} is in a secure frame", *of.found);
+        ++coverage_.secure;
+    }
+
     // Each page: as a fresh walk says, or stale and explained.
     std::vector<reference::Walk> walks;
     std::vector<bool> fresh(passed, false);
@@ -649,6 +670,8 @@ void Program::instruction()
         if (!walk.fault) mismatch("page {} should not fault", passed);
         const reference::Fault seen{reference::kPageFault, execution.fault->error_code,
                                     execution.fault->address.value()};
+        if (reference_.secure_frames.count(walk.page.physical >> 12) != 0 && (seen.code & 1) != 0)
+            ++coverage_.withheld;
         if (seen != *walk.fault) {
             mismatch("page {}: code {:#x} CR2 {:#x}, not {:#x} and {:#x}", passed, seen.code, seen.cr2,
                      walk.fault->code, walk.fault->cr2);
@@ -897,6 +920,32 @@ void Program::from_outside()
     }
 }
 
+/// Frames of tables and others become secure or cease to be; a vCPU enters or leaves secure mode.
+void Program::secure_view()
+{
+    if (random_.percent(25)) {
+        std::vector<Gfn> frames;
+        reference_.secure_frames.clear();
+        for (unsigned i = random_.below(12); i > 0; --i) {
+            const std::uint64_t frame = any_frame();
+            if (!reference_.memory.is_ram(frame << 12)) continue;
+            if (reference_.secure_frames.insert(frame).second) frames.push_back(Gfn{frame});
+            note("secure frame {:#x}", frame);
+        }
+        note("no other frames are secure");
+        machine_.set_secure_frames(frames);
+        return;
+    }
+    const bool on = random_.percent(50);
+    note("vcpu {}: secure mode {}", vcpu_, on);
+    machine_.set_secure_mode(vcpu_, on);
+    if (on) {
+        reference_.in_secure_mode.insert(vcpu_);
+    } else {
+        reference_.in_secure_mode.erase(vcpu_);
+    }
+}
+
 // --- checks
 // --------------------------------------------------------------------------------------------------
 
@@ -978,8 +1027,9 @@ std::string failure_of(const Setup& setup, std::uint64_t seed, unsigned operatio
         if (!log) return failure_of(setup, seed, operations, coverage, true);
         return program.log() + wrong.what();
     }
-    for (std::uint64_t Coverage::*count : {&Coverage::placed, &Coverage::faults, &Coverage::stale,
-                                           &Coverage::emulated, &Coverage::to_tables}) {
+    for (std::uint64_t Coverage::*count :
+         {&Coverage::placed, &Coverage::faults, &Coverage::stale, &Coverage::emulated, &Coverage::to_tables,
+          &Coverage::secure, &Coverage::withheld}) {
         coverage.*count += program.coverage().*count;
     }
     coverage.unsynced += program.unsynced();
@@ -1068,6 +1118,20 @@ TEST_CASE("refinement: tlb-like equals the reference up to permitted staleness",
         CHECK(coverage.faults > 1500);
         CHECK(coverage.to_tables > 150);
         CHECK(coverage.stale > 10);
+    }
+}
+
+TEST_CASE("refinement: secure frames are withheld under every policy", "[machine][secure]")
+{
+    const ShadowPolicyCatalog catalog = builtin_shadow_policies();
+    for (const auto& policy : catalog.entries()) {
+        for (Setup setup : shadow_setups(policy.name)) {
+            setup.secure = true;
+            Coverage coverage;
+            check_programs(setup, 100, kOperations, 1, coverage);
+            CHECK(coverage.secure > 100);
+            CHECK(coverage.withheld > 100);
+        }
     }
 }
 

@@ -266,21 +266,26 @@ Walk Machine::walk(unsigned index, const Access& access) const
     const Paging paging = cpu.paging();
     Walk walk;
     walk.page.linear = linear & ~bits(0, 11);
-    if (paging == Paging::off) {
-        walk.page.physical = walk.page.linear;
-        return walk;
-    }
-
     std::uint32_t about_access = 0;
     if (access.kind == Kind::write) about_access |= 1u << 1;
     if (access.user && !access.implicit) about_access |= 1u << 2;
-    if (access.kind == Kind::fetch && ((cpu.nxe() && cpu.cr4_bit(kPae)) || cpu.cr4_bit(kSmep))) {
+    if (access.kind == Kind::fetch && paging != Paging::off &&
+        ((cpu.nxe() && cpu.cr4_bit(kPae)) || cpu.cr4_bit(kSmep))) {
         about_access |= 1u << 4;
     }
     const auto fail = [&](std::uint32_t code) {
         walk.fault = Fault{kPageFault, code | about_access, linear};
         return walk;
     };
+    const auto found = [&] {
+        const u64 frame = (walk.page.physical | (linear & bits(0, walk.page.shift - 1))) >> 12;
+        const bool withheld = secure_frames.count(frame) != 0 && in_secure_mode.count(index) == 0;
+        return withheld ? fail(1) : walk;
+    };
+    if (paging == Paging::off) {
+        walk.page.physical = walk.page.linear;
+        return found();
+    }
 
     std::vector<unsigned> shifts{12, 22};  // lowest first
     if (paging == Paging::pae) shifts = {12, 21};
@@ -344,7 +349,7 @@ Walk Machine::walk(unsigned index, const Access& access) const
         page.pcid = cpu.pcid();
         page.key = cpu.long_mode() ? static_cast<unsigned>(entry >> 59 & 15) : 0;
         if (const std::uint32_t code = refused(cpu, page, access)) return fail(code);
-        return walk;
+        return found();
     }
 }
 

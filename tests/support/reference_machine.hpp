@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -109,6 +110,8 @@ public:
     Features features;
     Memory memory;
     std::vector<Cpu> cpus;
+    std::set<std::uint64_t> secure_frames;  // withheld from vCPUs that are not in secure mode
+    std::set<unsigned> in_secure_mode;
 
     // --- instructions: a vector where the CPU refuses, and then nothing has changed --------------------
     std::optional<unsigned> mov_cr0(unsigned cpu, std::uint64_t value);
@@ -125,7 +128,7 @@ public:
     // --- translation ------------------------------------------------------------------------------------
     /// The linear address as paging sees it: 32 bits outside long mode.
     std::uint64_t linear_of(unsigned cpu, std::uint64_t address) const;
-    /// A walk of what is in memory now. Sets no bit.
+    /// A walk of what is in memory now, and the hypervisor's #PF for a secure frame. Sets no bit.
     Walk walk(unsigned cpu, const Access& access) const;
     /// Accessed in every entry used; dirty in the leaf.
     void set_bits(const Walk& walk, bool dirty);

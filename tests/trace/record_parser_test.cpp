@@ -528,6 +528,31 @@ TEST_CASE("cases, phases and the end", "[trace][record]")
     });
 }
 
+TEST_CASE("secure frames and secure mode", "[trace][record]")
+{
+    CHECK(parsed<SecureFramesRecord>(R"({"op":"secure_frames","gfns":["0x30",7,"0xff"]})").gfns ==
+          std::vector<Gfn>{Gfn{0x30}, Gfn{7}, Gfn{0xff}});
+    CHECK(parsed<SecureFramesRecord>(R"({"gfns":[],"op":"secure_frames"})").gfns.empty());
+    CHECK(parsed<SecureModeRecord>(R"({"op":"secure_mode","vcpu":1,"value":1})") ==
+          SecureModeRecord{1, true});
+    CHECK(parsed<SecureModeRecord>(R"({"op":"secure_mode","value":true})") == SecureModeRecord{0, true});
+    CHECK(parsed<SecureModeRecord>(R"({"op":"secure_mode","value":0})") == SecureModeRecord{});
+    check_refused({
+        {R"(^{"op":"secure_frames"})", "gfns", "missing in the record \"secure_frames\""},
+        {R"({"op":"secure_frames","gfns":^5})", "gfns", "must be a list of frames"},
+        {R"({"op":"secure_frames","gfns":[1,^"0x100"]})", "gfns", "frame 0x100 is not RAM"},
+        {R"({"op":"secure_frames","gfns":[^"abc"]})", "gfns", "is not \"0x\" and hex digits"},
+        {R"({"op":"secure_frames","gfns":[1,^-2]})", "gfns", "is not a non-negative integer"},
+        {R"({"op":"secure_frames",^"gfns":[1,2,"0x1"]})", "gfns", "frame 0x1 is listed twice"},
+        {R"({"op":"secure_frames","gfns":[],^"vcpu":0})", "vcpu", "is not a key of"},
+        {R"(^{"op":"secure_mode"})", "value", "missing in the record \"secure_mode\""},
+        {R"({"op":"secure_mode","value":^2})", "value", "is out of range"},
+        {R"({"op":"secure_mode","value":^null})", "value", "must be an integer"},
+        {R"({"op":"secure_mode","value":1,"vcpu":^2})", "vcpu", "is out of range (0 to 1)"},
+        {R"({"op":"secure_mode","value":1,^"gap":2})", "gap", "is not a key of"},
+    });
+}
+
 TEST_CASE("ops that are not there, or not yet", "[trace][record]")
 {
     check_refused({
@@ -552,9 +577,8 @@ TEST_CASE("ops that are not there, or not yet", "[trace][record]")
         {R"({"op":"read","la":1,^"mem":[]})", "mem", "is not a key of the record \"read\""},
     });
     for (const std::string op :
-         {"p2m_set", "p2m_clear", "log_dirty", "mem_access", "secure_frames", "secure_mode", "frame",
-          "mmu_update", "update_va_mapping", "mmuext", "multicall", "set_gdt", "set_ldt", "update_descriptor",
-          "guest_mode", "expect_frame"}) {
+         {"p2m_set", "p2m_clear", "log_dirty", "mem_access", "frame", "mmu_update", "update_va_mapping",
+          "mmuext", "multicall", "set_gdt", "set_ldt", "update_descriptor", "guest_mode", "expect_frame"}) {
         check_refused({{R"({"op":^")" + op + R"(","gfn":1})", "op",
                         "op \"" + op + "\" is not supported by this version"}});
     }

@@ -34,7 +34,7 @@ public:
 
     Record record()
     {
-        switch (below(13)) {
+        switch (below(15)) {
         case 0: return instruction();
         case 1: return set();
         case 2: return register_write();
@@ -64,6 +64,13 @@ public:
         case 8: return ResetRecord{name()};
         case 9: return MarkRecord{name()};
         case 10: return ShadowBlowRecord{};
+        case 11: return SecureModeRecord{static_cast<std::uint16_t>(below(4)), chance(2)};
+        case 12: {
+            SecureFramesRecord record;
+            for (std::uint64_t gfn = 0x10 + below(4); gfn < 0x110 && !chance(3); gfn += 1 + below(40))
+                record.gfns.push_back(Gfn{gfn});
+            return record;
+        }
         default: return access(true);
         }
     }

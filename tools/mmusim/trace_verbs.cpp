@@ -33,6 +33,8 @@ struct OpName {
     std::string operator()(const ResetRecord&) const { return "reset"; }
     std::string operator()(const MarkRecord&) const { return "mark"; }
     std::string operator()(const ShadowBlowRecord&) const { return "shadow_blow"; }
+    std::string operator()(const SecureFramesRecord&) const { return "secure_frames"; }
+    std::string operator()(const SecureModeRecord&) const { return "secure_mode"; }
     std::string operator()(const EndRecord&) const { return "end"; }
 };
 

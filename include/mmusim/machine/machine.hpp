@@ -192,6 +192,11 @@ public:
     void peek(GuestPhysical at, std::span<std::byte> bytes) const { memory().read(at, bytes); }
     /// Drops every shadow.
     void blow_shadows();
+    /// From now on these frames alone may be mapped only by vCPUs in secure mode (docs/secure-view.md).
+    /// Not natively: who would see to it?
+    void set_secure_frames(std::vector<Gfn> frames);
+    /// The vCPU enters or leaves secure mode, in the hypervisor: an exit.
+    void set_secure_mode(unsigned vcpu, bool on);
 
     // --- what there is to see -----------------------------------------------------------------------
 
@@ -297,14 +302,14 @@ private:
     /// The guest sees a page fault: what it takes, and drops.
     void raise_page_fault(unsigned vcpu, LinearAddress address);
     void tell_oracle_of_load(unsigned vcpu, const Registers& old, Load what);
-    void audit_against_shadows(const Mmu& mmu, std::vector<std::string>& violations) const;
+    void audit_against_shadows(unsigned vcpu, std::vector<std::string>& violations) const;
     void check_coherence(unsigned vcpu, const Access& access, GuestPhysical found);
     void forget(Gfn frame);
     [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;
     [[nodiscard]] static Access access_of(const Operand& operand, LinearAddress address);
     void split(const Vcpu& vcpu, const Operand& operand, LinearAddress address, std::uint32_t index);
     /// The guest's own walk as it would end now; changes nothing.
-    [[nodiscard]] Result<Translation<space::GuestPhysical>, PageFault> guest_walk(const Vcpu& vcpu,
+    [[nodiscard]] Result<Translation<space::GuestPhysical>, PageFault> guest_walk(unsigned vcpu,
                                                                                   const Access& access);
     [[nodiscard]] Step faulted(const PageFault& fault);
     [[nodiscard]] Step step_of(const FaultAnswer& answer);
@@ -330,7 +335,7 @@ private:
     /// The vCPU's next instruction is none that can be emulated in that exit.
     void give_up_further(unsigned vcpu);
     /// Index of the first of `pages_` that would fault now; their number if none would.
-    [[nodiscard]] std::size_t first_to_fault(const Vcpu& vcpu);
+    [[nodiscard]] std::size_t first_to_fault(unsigned vcpu);
     /// Runs `pages_`; fills `steps_`. Returns the index of the translation that faulted, or their number.
     /// `fault_follows`: the instruction will not complete even if all of them succeed.
     std::size_t run_pages(unsigned vcpu, Restart restart, bool fault_follows);

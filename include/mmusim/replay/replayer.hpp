@@ -89,8 +89,12 @@ private:
     void replay_record(const ResetRecord& record);
     void replay_record(const MarkRecord& record);
     void replay_record(const ShadowBlowRecord& record);
+    void replay_record(const SecureFramesRecord& record);
+    void replay_record(const SecureModeRecord& record);
     void replay_record(const EndRecord& record);
 
+    /// Throws where there is no hypervisor that could do what the record says.
+    void need_hypervisor(std::string_view op) const;
     void count(AccessKind kind);
     /// Counts, completes and checks one access whose translation is known.
     void complete(const AccessRecord& access, const Placed& placed);

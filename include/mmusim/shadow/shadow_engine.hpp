@@ -35,6 +35,7 @@
 #include <mmusim/shadow/flush_filter.hpp>
 #include <mmusim/shadow/out_of_sync.hpp>
 #include <mmusim/shadow/policy.hpp>
+#include <mmusim/shadow/secure_frames.hpp>
 #include <mmusim/shadow/shadow_cache.hpp>
 #include <mmusim/shadow/virtual_tlb.hpp>
 #include <mmusim/words/access.hpp>
@@ -147,6 +148,16 @@ public:
     /// Drops every shadow.
     void blow();
 
+    /// From now on these frames alone are secure. Entries that map one outside the secure view go.
+    void set_secure_frames(std::vector<Gfn> frames);
+    /// The vCPU enters or leaves secure mode: loads the roots of its view.
+    void set_secure_mode(unsigned vcpu, bool on, const GuestContext& guest);
+    [[nodiscard]] bool secure_mode(unsigned vcpu) const { return vcpus_[vcpu].secure; }
+    /// The page fault that the guest gets for an access that its own tables permit: the frame is secure, the
+    /// vCPU is not in secure mode.
+    [[nodiscard]] std::optional<PageFault> refusal(unsigned vcpu, const GuestContext& guest,
+                                                   const Access& access, Gfn frame) const;
+
     /// Whether the hardware has to drop what it has cached, on all vCPUs: asked after each verb.
     [[nodiscard]] bool take_flush_due() { return cache_.take_flush_due(); }
     [[nodiscard]] ShadowWork work() const;
@@ -171,6 +182,7 @@ private:
     struct Vcpu {
         Roots roots;
         VirtualTlb virtual_tlb;
+        bool secure = false;                 ///< in secure mode
         std::optional<Gfn> zero_written;     ///< the table that the last emulated zero went to
         ShadowId last_writable = kNoShadow;  ///< where a search found a writable mapping last
         /// The page whose write was emulated last, and the table that it maps.
@@ -188,6 +200,16 @@ private:
     };
 
     void release_roots(Roots& roots);
+    /// What the keys of a vCPU's shadows have in their role besides control bits.
+    [[nodiscard]] std::uint8_t view_of(unsigned vcpu) const
+    {
+        return vcpus_[vcpu].secure ? kSecureRole : std::uint8_t{0};
+    }
+    /// Whether a shadow with this role must not map the frame.
+    [[nodiscard]] bool withheld(Gfn frame, std::uint8_t role) const
+    {
+        return secure_frames_.any() && (role & kSecureRole) == 0 && secure_frames_.contains(frame);
+    }
     [[nodiscard]] bool out_of_sync_active() const;
     [[nodiscard]] bool may_unsync(Gfn frame) const;
     /// Lets the guest write the table; a table that loses its slot is resynced.
@@ -235,6 +257,7 @@ private:
     ShadowCache cache_;
     std::vector<Vcpu> vcpus_;
     OutOfSyncTables out_of_sync_;
+    SecureFrames secure_frames_;
     Emulation emulation_;
     unsigned current_ = 0;  ///< the vCPU whose fault is being handled
 };

@@ -183,6 +183,22 @@ struct ShadowBlowRecord {
     friend bool operator==(const ShadowBlowRecord&, const ShadowBlowRecord&) = default;
 };
 
+/// `secure_frames`: from now on these, and no others, are the frames that only a vCPU in secure mode may have
+/// mapped.
+struct SecureFramesRecord {
+    std::vector<Gfn> gfns;
+
+    friend bool operator==(const SecureFramesRecord&, const SecureFramesRecord&) = default;
+};
+
+/// `secure_mode`: a vCPU enters or leaves secure mode.
+struct SecureModeRecord {
+    std::uint16_t vcpu = 0;
+    bool on = false;
+
+    friend bool operator==(const SecureModeRecord&, const SecureModeRecord&) = default;
+};
+
 /// `end`: the last record of a whole trace. The reader has checked `records` against its own count.
 struct EndRecord {
     std::uint64_t records = 0;
@@ -192,6 +208,6 @@ struct EndRecord {
 
 using Record = std::variant<AccessRecord, InstructionRecord, SetRecord, RegisterWriteRecord, InvlpgRecord,
                             InvpcidRecord, PageRecord, PokeRecord, ExpectMemoryRecord, ResetRecord,
-                            MarkRecord, ShadowBlowRecord, EndRecord>;
+                            MarkRecord, ShadowBlowRecord, SecureFramesRecord, SecureModeRecord, EndRecord>;
 
 }  // namespace mmusim
