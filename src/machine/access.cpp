@@ -183,7 +183,7 @@ std::optional<std::size_t> Machine::emulate_further(unsigned index)
     Vcpu& vcpu = vcpus_[index];
     const bool possible = std::all_of(pages_.begin(), pages_.end(), [&](const PageAccess& page) {
         if (page.access.user_mode) return false;  // something has changed the CPL
-        const auto found = guest_walk(vcpu, page.access);
+        const auto found = guest_walk(index, page.access);
         return found && p2m_.mfn_of(Gfn::of(found->address)).has_value();
     });
     if (!possible) return std::nullopt;

@@ -641,6 +641,7 @@ void Machine::set_secure_frames(std::vector<Gfn> frames)
 void Machine::set_secure_mode(unsigned vcpu, bool on)
 {
     assert(shadow_);
+    give_up_further(vcpu);
     in_hypervisor(vcpu, [&] {
         const bool changes = shadow_->secure_mode(vcpu) != on;
         shadow_->set_secure_mode(vcpu, on, vcpus_[vcpu].guest);
