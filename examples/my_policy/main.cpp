@@ -29,7 +29,8 @@ public:
 
     [[nodiscard]] FlushAnswer on_flush(unsigned /*vcpu*/, GuestFlush flush) override
     {
-        if (flush == GuestFlush::context || flush == GuestFlush::everything) written_.clear();
+        const bool one_page = flush == GuestFlush::address || flush == GuestFlush::page_fault;
+        if (!one_page) written_.clear();
         return FlushAnswer::resync;
     }
 

@@ -353,11 +353,17 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
         if (completes || fault_follows) break;
         completes = true;  // the policy has kept a stale translation: now the writes do happen
     }
-    // A later operand's translation may have made a table of a frame that an earlier one writes.
-    for (std::size_t i = 0; shadow_ && i < pages_.size(); ++i) {
-        const bool write = pages_[i].access.kind == AccessKind::write;
-        if (write && shadow_->traps_writes_to(Gfn::of(steps_[i].address)))
-            steps_[i].kind = Step::Kind::emulated;
+    // A later operand's translation may have made a table of a frame that an earlier one writes. And where
+    // one is emulated, a table that another may write freely does not stay so for sure.
+    bool emulated = false;
+    for (const bool others : {false, true}) {
+        for (std::size_t i = 0; shadow_ && i < pages_.size(); ++i) {
+            if (pages_[i].access.kind != AccessKind::write) continue;
+            const Gfn frame = Gfn::of(steps_[i].address);
+            if (shadow_->traps_writes_to(frame) || (others && emulated && shadow_->cache().is_table(frame)))
+                steps_[i].kind = Step::Kind::emulated;
+            emulated |= steps_[i].kind == Step::Kind::emulated;
+        }
     }
     return pages_.size();
 }

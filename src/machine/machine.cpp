@@ -192,7 +192,8 @@ void Machine::refresh(unsigned index)
     vcpu.guest = {paging,
                   walk_rules(mode_of(paging), registers, config_.cpuid),
                   registers.entry_settings(),
-                  {root, vcpu.pdptes}};
+                  {root, vcpu.pdptes},
+                  registers.has_cr4(cr4::kPge)};
     vcpu.fits = mode_fits(config_.mode, paging);
     vcpu.long_mode = registers.long_mode();
     vcpu.linear_bits = registers.linear_bits();
@@ -411,7 +412,9 @@ bool Machine::flush_shadows(unsigned index, FlushScope due, Load what)
     const bool loads_cr3 = what != Load::control;
     if (due == FlushScope::everything) {
         shadow_->flush(index, GuestFlush::everything);
-    } else if (due == FlushScope::current_pcid || loads_cr3) {
+    } else if (loads_cr3) {
+        shadow_->flush(index, what == Load::cr3 ? GuestFlush::load_cr3 : GuestFlush::load_cr3_noflush);
+    } else if (due == FlushScope::current_pcid) {
         shadow_->flush(index, GuestFlush::context);
     }
     shadow_->load_roots(index, vcpus_[index].guest);

@@ -15,6 +15,10 @@ OutOfSyncTables::OutOfSyncTables(unsigned vcpus, unsigned slots, unsigned fixups
 const OutOfSyncTables::Table* OutOfSyncTables::find(Gfn frame) const
 {
     if (count_ == 0) return nullptr;
+    if (listed_) {
+        const auto found = number_of_.find(frame.number());
+        return found == number_of_.end() ? nullptr : &list_.at(found->second);
+    }
     for (const Slots& slots : vcpus_) {
         for (const auto& table : slots) {
             if (table && table->frame == frame) return &*table;
@@ -30,6 +34,7 @@ OutOfSyncTables::Table* OutOfSyncTables::find(Gfn frame)
 
 std::optional<Gfn> OutOfSyncTables::evicted_by(unsigned vcpu, Gfn frame) const
 {
+    if (listed_) return std::nullopt;
     const Slots& slots = vcpus_[vcpu];
     const std::size_t home = home_of(frame);
     if (!slots[home]) return std::nullopt;
@@ -42,19 +47,33 @@ std::optional<Gfn> OutOfSyncTables::evicted_by(unsigned vcpu, Gfn frame) const
 OutOfSyncTables::Table& OutOfSyncTables::add(unsigned vcpu, Gfn frame)
 {
     assert(!evicted_by(vcpu, frame));
+    ++count_;
+    if (listed_) {
+        number_of_[frame.number()] = arrivals_;
+        return start(list_[arrivals_++], frame);
+    }
     Slots& slots = vcpus_[vcpu];
     const std::size_t home = home_of(frame);
     if (slots[home]) slots[(home + 1) % slots_] = std::move(slots[home]);
-    slots[home].emplace();
-    slots[home]->frame = frame;
-    slots[home]->may_write = true;
-    slots[home]->fixups.resize(fixups_);
-    ++count_;
-    return *slots[home];
+    return start(slots[home].emplace(), frame);
+}
+
+OutOfSyncTables::Table& OutOfSyncTables::start(Table& table, Gfn frame)
+{
+    table.frame = frame;
+    table.may_write = true;
+    table.fixups.resize(fixups_);
+    return table;
 }
 
 void OutOfSyncTables::remove(Gfn frame)
 {
+    if (const auto found = number_of_.find(frame.number()); found != number_of_.end()) {
+        list_.erase(found->second);
+        number_of_.erase(found);
+        --count_;
+        return;
+    }
     for (Slots& slots : vcpus_) {
         for (auto& table : slots) {
             if (!table || table->frame != frame) continue;
@@ -72,6 +91,33 @@ std::vector<Gfn> OutOfSyncTables::of(unsigned vcpu) const
         if (table) frames.push_back(table->frame);
     }
     return frames;
+}
+
+std::vector<Gfn> OutOfSyncTables::all() const
+{
+    std::vector<Gfn> frames;
+    for (unsigned vcpu = 0; vcpu < vcpus(); ++vcpu) {
+        const auto mine = of(vcpu);
+        frames.insert(frames.end(), mine.begin(), mine.end());
+    }
+    for (const auto& [number, table] : list_) frames.push_back(table.frame);
+    return frames;
+}
+
+std::vector<OutOfSyncTables::Table> OutOfSyncTables::take_all()
+{
+    std::vector<Table> tables;
+    for (Slots& slots : vcpus_) {
+        for (auto& table : slots) {
+            if (table) tables.push_back(std::move(*table));
+            table.reset();
+        }
+    }
+    for (auto& [number, table] : list_) tables.push_back(std::move(table));
+    list_.clear();
+    number_of_.clear();
+    count_ = 0;
+    return tables;
 }
 
 }  // namespace mmusim

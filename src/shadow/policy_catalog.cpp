@@ -41,6 +41,16 @@ ShadowPolicyCatalog builtin_shadow_policies()
     });
     catalog.add("custom", "xen with the switches and sizes of the configuration's keys shadow.custom",
                 [] { return make_custom_policy({}); });
+    catalog.add("xen-2005",
+                "any table goes out of sync at its first write; a fault on a changed path, and each MOV CR3, "
+                "resyncs all",
+                [] { return make_xen_2005_policy(FaultResync::path_changed); });
+    catalog.add("xen-2005-always", "as xen-2005, but each fault resyncs all",
+                [] { return make_xen_2005_policy(FaultResync::always); });
+    catalog.add("kvm",
+                "shadows by frame and rights; level-1 tables go out of sync without a limit and are resynced "
+                "with their root; writes to upper ones drop their entry",
+                make_kvm_policy);
     catalog.add("write-protect",
                 "guest tables are read-only, each write to one is emulated and propagated; shadows are kept "
                 "and shared",
@@ -49,6 +59,15 @@ ShadowPolicyCatalog builtin_shadow_policies()
                 "the guest writes its tables freely; a CR3 write or flush drops everything under the root, "
                 "INVLPG one entry",
                 make_tlb_like_policy);
+    catalog.add("vtlb-nova",
+                "as tlb-like, with one tree for each vCPU: MOV CR3 drops its top entries, but not those with "
+                "global pages alone",
+                make_vtlb_nova_policy);
+    catalog.add(
+        "vtlb-stale",
+        "the first write to a table makes it stale and is let through; a flush drops what stale tables "
+        "had",
+        make_vtlb_stale_policy);
     return catalog;
 }
 

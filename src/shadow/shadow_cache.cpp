@@ -75,6 +75,13 @@ ShadowId ShadowCache::find(const ShadowKey& key)
     return kNoShadow;
 }
 
+ShadowId ShadowCache::peek(const ShadowKey& key) const
+{
+    ShadowId id = buckets_[shadow_bucket(key.frame.number(), key.type.code())];
+    while (id != kNoShadow && !(shadows_[id].key == key)) id = shadows_[id].next_in_bucket;
+    return id;
+}
+
 Mfn ShadowCache::take_page()
 {
     if (page_owner_.size() < pool_pages_) {
@@ -103,23 +110,53 @@ ShadowId ShadowCache::create(const ShadowKey& key)
     }
     Shadow& shadow = shadows_[id];
     shadow.key = key;
+    shadow.writes = 0;
     for (unsigned i = 0; i < key.type.frames(); ++i) {
         shadow.frames[i] = take_page();
         page_owner_[shadow.frames[i].number() - pool_first_.number()] = id;
     }
     // The guest may still write the table by translations that it has not flushed.
     if (!key.type.splinter && filter_->needed(write_access_went_)) flush_due_ = true;
-    ShadowId& bucket = bucket_of(key);
-    shadow.next_in_bucket = bucket;
-    bucket = id;
-    const auto [head, first] = by_frame_.try_emplace(key.frame.number(), kNoShadow);
-    shadow.next_of_frame = head->second;
-    head->second = id;
+    index(id);
     ++counters_->alloc;
     ++counters_->hash_inserts;
     counters_->alloc_count += key.type.frames();
     peak_pages_ = std::max(peak_pages_, counters_->alloc_count);
     return id;
+}
+
+void ShadowCache::index(ShadowId id)
+{
+    Shadow& shadow = shadows_[id];
+    ShadowId& bucket = bucket_of(shadow.key);
+    shadow.next_in_bucket = bucket;
+    bucket = id;
+    const auto [head, first] = by_frame_.try_emplace(shadow.key.frame.number(), kNoShadow);
+    shadow.next_of_frame = head->second;
+    head->second = id;
+}
+
+void ShadowCache::unindex(ShadowId id)
+{
+    ShadowId* link = &bucket_of(shadows_[id].key);
+    while (*link != id) link = &shadows_[*link].next_in_bucket;
+    *link = shadows_[id].next_in_bucket;
+
+    const auto head = by_frame_.find(shadows_[id].key.frame.number());
+    assert(head != by_frame_.end());
+    link = &head->second;
+    while (*link != id) link = &shadows_[*link].next_of_frame;
+    *link = shadows_[id].next_of_frame;
+    if (head->second == kNoShadow) by_frame_.erase(head);
+}
+
+void ShadowCache::rekey(ShadowId id, const ShadowKey& key)
+{
+    assert(shadows_[id].key.type == key.type);
+    if (shadows_[id].key == key) return;
+    unindex(id);
+    shadows_[id].key = key;
+    index(id);
 }
 
 void ShadowCache::release(ShadowId id)
@@ -150,16 +187,7 @@ void ShadowCache::unpin(ShadowId id)
 void ShadowCache::destroy(ShadowId id)
 {
     assert(shadows_[id].parents.empty());
-    ShadowId* link = &bucket_of(shadows_[id].key);
-    while (*link != id) link = &shadows_[*link].next_in_bucket;
-    *link = shadows_[id].next_in_bucket;
-
-    const auto head = by_frame_.find(shadows_[id].key.frame.number());
-    assert(head != by_frame_.end());
-    link = &head->second;
-    while (*link != id) link = &shadows_[*link].next_of_frame;
-    *link = shadows_[id].next_of_frame;
-    if (head->second == kNoShadow) by_frame_.erase(head);
+    unindex(id);
     ++counters_->hash_deletes;
     if (on_destroy_) on_destroy_(id);
 
@@ -261,6 +289,34 @@ ShadowId ShadowCache::child(ShadowSlot slot) const
     return (present & pte::kPresent) != 0 ? shadow_at(frame_in(present)) : kNoShadow;
 }
 
+ShadowId ShadowCache::held_child(ShadowSlot slot) const
+{
+    assert(shadows_[slot.shadow].key.type.level > 1);
+    const std::uint64_t held = entry(slot);
+    return held != 0 ? shadow_at(frame_in(held)) : kNoShadow;
+}
+
+void ShadowCache::put_to_sleep(ShadowSlot slot, std::uint64_t marks)
+{
+    const unsigned count = shadows_[slot.shadow].key.type.entries_per_guest_entry();
+    for (unsigned i = 0; i < count; ++i) {
+        const ShadowSlot one{slot.shadow, static_cast<std::uint16_t>(slot.index + i)};
+        const std::uint64_t old = entry(one);
+        const std::uint64_t now = (old & ~pte::kPresent) | marks;
+        if (old != now) store(one, now);
+    }
+}
+
+void ShadowCache::take_marks(ShadowSlot slot, std::uint64_t marks)
+{
+    const unsigned count = shadows_[slot.shadow].key.type.entries_per_guest_entry();
+    for (unsigned i = 0; i < count; ++i) {
+        const ShadowSlot one{slot.shadow, static_cast<std::uint16_t>(slot.index + i)};
+        const std::uint64_t old = entry(one);
+        if ((old & marks) != 0) store(one, old & ~marks);
+    }
+}
+
 void ShadowCache::add_parent(ShadowId child_id, ShadowSlot slot)
 {
     Shadow& shadow = shadows_[child_id];
@@ -275,7 +331,7 @@ void ShadowCache::add_parent(ShadowId child_id, ShadowSlot slot)
 
 void ShadowCache::link(ShadowSlot slot, ShadowId child_id, std::uint64_t flags)
 {
-    const ShadowId old = child(slot);
+    const ShadowId old = held_child(slot);
     // The new reference first: the old child may be the only parent of what the new one needs.
     if (old != child_id) add_parent(child_id, slot);
     const unsigned count = shadows_[slot.shadow].key.type.entries_per_guest_entry();
@@ -331,7 +387,7 @@ void ShadowCache::empty(ShadowSlot slot)
         set_leaf(slot, 0);
         return;
     }
-    const ShadowId old = child(slot);
+    const ShadowId old = held_child(slot);
     if (old == kNoShadow) return;
     const unsigned count = shadows_[slot.shadow].key.type.entries_per_guest_entry();
     for (unsigned i = 0; i < count; ++i) store({slot.shadow, static_cast<std::uint16_t>(slot.index + i)}, 0);
@@ -399,7 +455,7 @@ void ShadowCache::audit(const std::function<std::uint32_t(ShadowId)>& roots,
         for (unsigned i = 0; i < shadow.entries(); i += step) {
             const ShadowSlot slot{id, static_cast<std::uint16_t>(i)};
             const std::uint64_t raw = entry(slot);
-            if ((raw & pte::kPresent) == 0) continue;
+            if (raw == 0) continue;
             if (shadow.key.type.level == 1) {
                 if (!maps_writable(raw)) continue;
                 ++writable_entries;

@@ -80,13 +80,17 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
     , filter_{vcpus}
     , cache_{tables, pool_first + 1, pool_pages, filter_, counters_}
     , vcpus_(vcpus, Vcpu{{},
+                         {},
+                         false,
                          VirtualTlb{declared_.switches.virtual_tlb ? declared_.sizes.virtual_tlb : 0},
                          false,
                          {},
                          kNoShadow,
                          {}})
-    , out_of_sync_{vcpus, declared_.sizes.out_of_sync, declared_.sizes.fixups}
+    , out_of_sync_{listed() ? OutOfSyncTables{declared_.sizes.fixups}
+                            : OutOfSyncTables{vcpus, declared_.sizes.out_of_sync, declared_.sizes.fixups}}
 {
+    require_sound(declared_);
     cache_.let_l3_be_pinned(declared_.switches.linux_l3_toplevel);
     cache_.on_destroy([this](ShadowId id) { forget_hints(id); });
 }
@@ -121,12 +125,23 @@ FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& gue
     return answer;
 }
 
-void ShadowEngine::release_roots(Roots& roots)
+void ShadowEngine::release_roots(Vcpu& vcpu)
 {
-    for (ShadowId& id : roots.ids) {
+    for (ShadowId& id : vcpu.roots.ids) {
         if (id != kNoShadow) cache_.release(id);
         id = kNoShadow;
     }
+    for (const ShadowId id : vcpu.previous_roots) cache_.release(id);
+    vcpu.previous_roots.clear();
+}
+
+void ShadowEngine::keep_previous_root(Vcpu& vcpu, ShadowId left)
+{
+    auto& kept = vcpu.previous_roots;
+    kept.insert(kept.begin(), left);
+    if (kept.size() <= declared_.sizes.previous_roots) return;
+    cache_.release(kept.back());
+    kept.pop_back();
 }
 
 void ShadowEngine::load_roots(unsigned vcpu, const GuestContext& guest)
@@ -135,14 +150,15 @@ void ShadowEngine::load_roots(unsigned vcpu, const GuestContext& guest)
     ++work_.roots_loaded;
     if (roots.paging != guest.paging) {
         resync_all(vcpu);
-        release_roots(roots);
+        release_roots(vcpus_[vcpu]);
     }
     roots.paging = guest.paging;
     const bool off = guest.paging == Paging::off;
     in_mode(*this, guest.paging, [&](auto mmu) { mmu.load_roots(vcpu, off ? identity_context() : guest); });
     vcpus_[vcpu].virtual_tlb.clear();
     vcpus_[vcpu].fast_emulation.reset();
-    resync_others_lightly(vcpu);
+    if (std::exchange(vcpus_[vcpu].resync_roots, false)) resync_reachable(vcpu);
+    if (!listed()) resync_others_lightly(vcpu);
 }
 
 void ShadowEngine::flush(unsigned vcpu, GuestFlush flush, LinearAddress address)
@@ -158,14 +174,41 @@ void ShadowEngine::flush(unsigned vcpu, GuestFlush flush, LinearAddress address)
             if (id != kNoShadow) cache_.clear_all(id);
         }
         break;
+    case FlushAnswer::drop_top: {
+        // Of a change of CR4 the manual does not say that it spares globals.
+        const bool globals_too = flush == GuestFlush::context || flush == GuestFlush::everything;
+        in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.drop_top(vcpu, globals_too); });
+        break;
+    }
     case FlushAnswer::resync:
         if (one_page) {
-            in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.drop_entry(vcpu, address, true); });
+            resync_page(vcpu, flush, address);
+        } else if (listed()) {
+            resync_all(vcpu);
         } else {
             resync_own(vcpu);
         }
         break;
+    case FlushAnswer::resync_reachable:
+        if (one_page) {
+            resync_page(vcpu, flush, address);
+            break;
+        }
+        vcpus_[vcpu].resync_roots = true;
+        // Other contexts than the new root's may be meant: their roots are not at hand any more.
+        if (flush == GuestFlush::context || flush == GuestFlush::everything) {
+            for (const ShadowId id : std::exchange(vcpus_[vcpu].previous_roots, {})) cache_.release(id);
+        }
+        break;
     }
+}
+
+void ShadowEngine::resync_page(unsigned vcpu, GuestFlush flush, LinearAddress address)
+{
+    if (!out_of_sync_.any()) return;
+    // INVLPG drops all upper entries that a CPU holds of its context, not only those of its page.
+    if (flush == GuestFlush::address && out_of_sync_above_level_1()) resync_domain(vcpu);
+    in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.drop_entry(vcpu, address, true); });
 }
 
 InvlpgAnswer ShadowEngine::invlpg(unsigned vcpu, LinearAddress address)
@@ -194,6 +237,13 @@ void ShadowEngine::emulated_store(std::span<const StorePart> parts)
     for (const StorePart& part : parts) guest_memory_.write(part.at, part.bytes);
     if (!declared_.protects_tables) return;
 
+    for (const StorePart& part : parts) {
+        if (declared_.sizes.writes_before_zap == 0) break;
+        for (const ShadowId id : cache_.of_frame(Gfn::of(part.at))) {
+            if (!cache_[id].alive() || cache_[id].key.type.level == 1) continue;
+            if (cache_.written(id) >= declared_.sizes.writes_before_zap) zap(id);
+        }
+    }
     consider_unshadowing(emulation_.vcpu, parts[0].at, parts[0].bytes);
     const bool was_present = (std::to_integer<std::uint64_t>(old) & pte::kPresent) != 0;
     if (was_present || parts.size() > 1 || !may_skip_verifying(parts[0].at, parts[0].bytes)) {
@@ -252,6 +302,7 @@ bool ShadowEngine::may_skip_verifying(GuestPhysical at, std::span<const std::byt
 
 void ShadowEngine::revalidate(Gfn frame, unsigned first, unsigned last, std::optional<TableFormat> except)
 {
+    if (any_level()) resync_all(emulation_.vcpu);
     bool failed = false;
     for (const ShadowId id : cache_.of_frame(frame)) {
         // Validating one may have dropped the last reference to the next.
@@ -272,7 +323,7 @@ void ShadowEngine::forget(Gfn frame)
 
 void ShadowEngine::blow()
 {
-    for (Vcpu& vcpu : vcpus_) release_roots(vcpu.roots);
+    for (Vcpu& vcpu : vcpus_) release_roots(vcpu);
     while (!cache_.pinned().empty()) cache_.unpin(cache_.pinned().front());
     cache_.flush_due();
 }
@@ -296,6 +347,18 @@ ShadowWork ShadowEngine::work() const
 
 void ShadowEngine::make_room(std::uint64_t pages)
 {
+    // reference/other_policies.md 1.2
+    constexpr std::uint64_t kFewest = 5, kRefill = 25;
+    if (declared_.reclaim == Reclaim::oldest_shadow && cache_.free_pages() < std::max(pages, kFewest)) {
+        ++counters_.prealloc_1;
+        const std::uint64_t wanted = std::max(pages, std::min(kRefill, cache_.pool_pages() / 2));
+        const auto in_use = [&](ShadowId id) { return holders_of(id) != 0; };
+        const std::vector<ShadowId> by_age = cache_.pinned();
+        for (const ShadowId id : by_age) {
+            if (cache_.free_pages() >= wanted) break;
+            if (cache_[id].alive() && cache_[id].pinned && !in_use(id)) zap(id);
+        }
+    }
     if (cache_.free_pages() >= pages) return;
     ++counters_.prealloc_1;
     while (!cache_.pinned().empty()) {
@@ -313,6 +376,41 @@ void ShadowEngine::make_room(std::uint64_t pages)
     throw DomainCrashed(fmt::format(
         "the hypervisor ended the domain: shadow pool exhausted: {} of {} pages are free, {} are needed",
         cache_.free_pages(), cache_.pool_pages(), pages));
+}
+
+void ShadowEngine::made(ShadowId id)
+{
+    if (declared_.reclaim == Reclaim::oldest_shadow) cache_.pin(id);
+}
+
+std::uint32_t ShadowEngine::holders_of(ShadowId id) const
+{
+    std::uint32_t count = 0;
+    for (const Vcpu& vcpu : vcpus_) {
+        count += static_cast<std::uint32_t>(
+            std::count(vcpu.roots.ids.begin(), vcpu.roots.ids.end(), id) +
+            std::count(vcpu.previous_roots.begin(), vcpu.previous_roots.end(), id));
+    }
+    return count;
+}
+
+void ShadowEngine::zap(ShadowId id)
+{
+    if (declared_.protects_tables) {
+        for (const Gfn frame : out_of_sync_.all()) {
+            for (const ShadowId below : cache_.of_frame(frame)) {
+                if (below != id && cache_[below].alive() && is_below(below, id)) zap(below);
+            }
+        }
+    }
+    if (!cache_[id].alive()) return;
+    // A reference of our own: what is below may hold the last one.
+    cache_.retain(id);
+    cache_.clear_all(id);
+    while (!cache_[id].parents.empty()) cache_.clear(cache_[id].parents.front());
+    cache_.unpin(id);
+    cache_.flush_due();
+    cache_.release(id);
 }
 
 void ShadowEngine::forget_hints(ShadowId destroyed)
@@ -396,6 +494,13 @@ bool ShadowEngine::remove_write_access(unsigned vcpu, Gfn table, int level, Line
         }
         return found;
     };
+    if (declared_.write_search == WriteSearch::reverse_map) {
+        const auto slots = cache_.writable_mappings(*mfn);
+        const std::vector<ShadowSlot> copy{slots.begin(), slots.end()};
+        work_.entries_searched += copy.size();
+        for (const ShadowSlot slot : copy) cache_.remove_write_access(slot);
+        return true;
+    }
     Vcpu& mine = vcpus_[vcpu];
     if (declared_.switches.writable_heuristic) {
         for (const WriteMapGuess& guess : write_map_guesses(mine.roots.paging, level, address, table)) {
@@ -443,9 +548,14 @@ bool ShadowEngine::out_of_sync_active() const
 
 bool ShadowEngine::may_unsync(Gfn frame) const
 {
-    if (declared_.sizes.out_of_sync == 0 || !out_of_sync_active() || out_of_sync_.find(frame) != nullptr)
-        return false;
+    if (declared_.stale_levels == 0 || out_of_sync_.find(frame) != nullptr) return false;
     const auto ids = cache_.of_frame(frame);
+    if (listed()) {
+        return std::all_of(ids.begin(), ids.end(), [&](ShadowId id) {
+            return (declared_.stale_levels >> cache_[id].key.type.level & 1) != 0;
+        });
+    }
+    if (declared_.sizes.out_of_sync == 0 || !out_of_sync_active()) return false;
     return ids.size() == 1 && cache_[ids[0]].key.type.level == 1;
 }
 
@@ -456,8 +566,10 @@ void ShadowEngine::unsync(unsigned vcpu, Gfn frame)
         ++counters_.unsync_evict;
     }
     OutOfSyncTables::Table& table = out_of_sync_.add(vcpu, frame);
-    guest_memory_.read(frame.address(), table.snapshot);
-    ++work_.snapshots;
+    if (declared_.repair == Repair::compare) {
+        guest_memory_.read(frame.address(), table.snapshot);
+        ++work_.snapshots;
+    }
     ++counters_.unsync;
 }
 
@@ -475,9 +587,10 @@ bool ShadowEngine::revoke(Mfn table, ShadowSlot fixup)
 
 void ShadowEngine::add_fixup(OutOfSyncTables::Table& table, ShadowSlot slot)
 {
-    ++counters_.oos_fixup_add;
     auto& ring = table.fixups;
-    if (ring.empty() || std::find(ring.begin(), ring.end(), slot) != ring.end()) return;
+    if (ring.empty()) return;
+    ++counters_.oos_fixup_add;
+    if (std::find(ring.begin(), ring.end(), slot) != ring.end()) return;
     ShadowSlot& place = ring[table.next_fixup];
     if (place.shadow != kNoShadow) {
         ++counters_.oos_fixup_evict;
@@ -493,19 +606,29 @@ void ShadowEngine::resync_entries(OutOfSyncTables::Table& table)
         in_mode(*this, paging_of(cache_[id].key.type.format),
                 [&](auto mmu) { mmu.resync_entries(id, table.snapshot); });
     }
+    if (declared_.repair == Repair::compare) guest_memory_.read(table.frame.address(), table.snapshot);
+}
+
+void ShadowEngine::protect_again(unsigned vcpu, OutOfSyncTables::Table& table)
+{
+    const Mfn mfn = p2m_->mfn_of(table.frame).value();
+    for (const ShadowSlot fixup : table.fixups) {
+        if (fixup.shadow != kNoShadow) (void)revoke(mfn, fixup);
+    }
+    (void)remove_write_access(vcpu, table.frame, 0, {});
+    cache_.flush_due();
+    table.may_write = false;
 }
 
 void ShadowEngine::resync(unsigned vcpu, Gfn frame)
 {
     OutOfSyncTables::Table* const table = out_of_sync_.find(frame);
     if (table == nullptr) return;
-    const Mfn mfn = p2m_->mfn_of(frame).value();
-    for (const ShadowSlot fixup : table->fixups) {
-        if (fixup.shadow != kNoShadow) (void)revoke(mfn, fixup);
+    if (any_level()) {
+        resync_domain(vcpu);
+        return;
     }
-    (void)remove_write_access(vcpu, frame, 0, {});
-    cache_.flush_due();
-    table->may_write = false;
+    protect_again(vcpu, *table);
     resync_entries(*table);
     out_of_sync_.remove(frame);
     ++counters_.resync;
@@ -519,6 +642,14 @@ void ShadowEngine::resync_own(unsigned vcpu)
 void ShadowEngine::resync_all(unsigned vcpu)
 {
     if (!out_of_sync_.any()) return;
+    if (any_level()) {
+        resync_domain(vcpu);
+        return;
+    }
+    if (listed()) {
+        for (const Gfn frame : out_of_sync_.all()) resync(vcpu, frame);
+        return;
+    }
     resync_own(vcpu);
     for (unsigned other = 0; other < vcpus_.size(); ++other) {
         if (other == vcpu) continue;
@@ -535,6 +666,68 @@ void ShadowEngine::resync_others_lightly(unsigned vcpu)
             if (!proven_elsewhere(vcpu, frame)) resync_entries(*out_of_sync_.find(frame));
         }
     }
+}
+
+void ShadowEngine::resync_domain(unsigned vcpu)
+{
+    if (!out_of_sync_.any()) return;
+    for (const Gfn frame : out_of_sync_.all()) protect_again(vcpu, *out_of_sync_.find(frame));
+    // From here on none is: propagating an entry of one may not resync another. What is above is made right
+    // when what is below is.
+    std::vector<OutOfSyncTables::Table> tables = out_of_sync_.take_all();
+    for (int level = 1; level <= kMaxLevels; ++level) {
+        for (OutOfSyncTables::Table& table : tables) {
+            for (const ShadowId id : cache_.of_frame(table.frame)) {
+                if (!cache_[id].alive() || cache_[id].key.type.level != level) continue;
+                in_mode(*this, paging_of(cache_[id].key.type.format),
+                        [&](auto mmu) { mmu.resync_entries(id, table.snapshot); });
+            }
+        }
+    }
+    counters_.resync += tables.size();
+}
+
+void ShadowEngine::resync_reachable(unsigned vcpu)
+{
+    if (!out_of_sync_.any()) return;
+    for (const Gfn frame : out_of_sync_.all()) {
+        const auto ids = cache_.of_frame(frame);
+        const auto& roots = vcpus_[vcpu].roots.ids;
+        const bool reachable = std::any_of(ids.begin(), ids.end(), [&](ShadowId id) {
+            return std::any_of(roots.begin(), roots.end(),
+                               [&](ShadowId root) { return root != kNoShadow && is_below(id, root); });
+        });
+        if (reachable) resync(vcpu, frame);
+    }
+}
+
+bool ShadowEngine::is_below(ShadowId at, ShadowId top) const
+{
+    if (at == top) return true;
+    if (cache_[at].key.type.level >= cache_[top].key.type.level) return false;
+    const auto& parents = cache_[at].parents;
+    return std::any_of(parents.begin(), parents.end(),
+                       [&](const ShadowSlot& parent) { return is_below(parent.shadow, top); });
+}
+
+bool ShadowEngine::out_of_sync_below(ShadowId top) const
+{
+    if (!out_of_sync_.any()) return false;
+    const auto frames = out_of_sync_.all();
+    return std::any_of(frames.begin(), frames.end(), [&](Gfn frame) {
+        const auto ids = cache_.of_frame(frame);
+        return std::any_of(ids.begin(), ids.end(), [&](ShadowId id) { return is_below(id, top); });
+    });
+}
+
+bool ShadowEngine::out_of_sync_above_level_1() const
+{
+    if (!any_level() || !out_of_sync_.any()) return false;
+    const auto frames = out_of_sync_.all();
+    return std::any_of(frames.begin(), frames.end(), [&](Gfn frame) {
+        const auto ids = cache_.of_frame(frame);
+        return !ids.empty() && cache_[ids.back()].key.type.level > 1;
+    });
 }
 
 bool ShadowEngine::proven_elsewhere(unsigned vcpu, Gfn frame) const
@@ -580,15 +773,7 @@ WalkRoot<space::Machine> ShadowEngine::hardware_root(unsigned vcpu) const
 std::vector<std::string> ShadowEngine::audit() const
 {
     std::vector<std::string> violations;
-    const auto roots_to = [&](ShadowId id) {
-        std::uint32_t count = 0;
-        for (const Vcpu& vcpu : vcpus_) {
-            const auto& roots = vcpu.roots.ids;
-            count += static_cast<std::uint32_t>(std::count(roots.begin(), roots.end(), id));
-        }
-        return count;
-    };
-    cache_.audit(roots_to, violations);
+    cache_.audit([&](ShadowId id) { return holders_of(id); }, violations);
     for (const ShadowId id : cache_.all()) {
         const Shadow& shadow = cache_[id];
         for (unsigned i = 0; shadow.key.type.level == 1 && i < shadow.entries(); ++i) {

@@ -14,12 +14,6 @@ namespace {
 constexpr std::uint8_t kRoleNxe = 1;
 constexpr std::uint8_t kRolePse = 2;
 
-/// Of the key of a splintered superpage.
-constexpr unsigned protection_key_of(std::uint8_t role)
-{
-    return role & ~unsigned{kSecureRole};
-}
-
 /// Frames that a table of `level` maps.
 constexpr std::uint64_t frames_under(PagingMode mode, int level)
 {
@@ -46,12 +40,18 @@ ShadowKey ShadowMmu<Guest>::table_key(Gfn frame, int level, std::uint8_t role)
 }
 
 template <PagingMode Guest>
-ShadowKey ShadowMmu<Guest>::splinter_key(Gfn page, int level, unsigned protection_key, std::uint8_t view)
+ShadowKey ShadowMmu<Guest>::splinter_key(Gfn page, int level, unsigned role)
 {
     const Gfn first{page.number() & ~(frames_under(Guest, level) - 1)};
-    return {first,
-            {kFormat, static_cast<std::uint8_t>(level), true},
-            static_cast<std::uint8_t>(protection_key | (view & kSecureRole))};
+    return {first, {kFormat, static_cast<std::uint8_t>(level), true}, static_cast<std::uint8_t>(role)};
+}
+
+template <PagingMode Guest>
+std::uint8_t ShadowMmu<Guest>::splinter_role(unsigned protection_key, std::uint8_t denials,
+                                             std::uint8_t view) const
+{
+    const unsigned taken = e_->keyed_by_access() ? denials : 0u;
+    return static_cast<std::uint8_t>(protection_key | taken | (view & kSecureRole));
 }
 
 template <PagingMode Guest>
@@ -111,8 +111,10 @@ ShadowId ShadowMmu<Guest>::find_or_create(const ShadowKey& key)
     if (!e_->keyed_by_position()) {
         if (const ShadowId found = e_->cache_.find(key); found != kNoShadow) return found;
     }
-    if (!key.type.splinter) e_->resync(e_->current_, key.frame);
-    return e_->cache_.create(key);
+    if (!key.type.splinter && !e_->listed()) e_->resync(e_->current_, key.frame);
+    const ShadowId made = e_->cache_.create(key);
+    e_->made(made);
+    return made;
 }
 
 template <PagingMode Guest>
@@ -125,18 +127,45 @@ void ShadowMmu<Guest>::load_root(unsigned vcpu, ShadowId& slot, const ShadowKey*
     } else {
         // A shadow that is found by position can only be the one that is there.
         if (old != kNoShadow && e.keyed_by_position() && e.cache_[old].key == *wanted) return;
+        const bool same_view =
+            old != kNoShadow && ((e.cache_[old].key.role ^ wanted->role) & kSecureRole) == 0;
+        if (same_view && e.keyed_by_vcpu() && e.cache_[old].key.type == wanted->type) {
+            e.cache_.rekey(old, *wanted);
+            return;
+        }
+        if (e.declared_.sizes.previous_roots != 0 && kFormat == TableFormat::bits64) {
+            if (old != kNoShadow && e.cache_[old].key == *wanted) return;
+            auto& previous = e.vcpus_[vcpu].previous_roots;
+            const auto hit = std::find_if(previous.begin(), previous.end(),
+                                          [&](ShadowId id) { return e.cache_[id].key == *wanted; });
+            if (hit != previous.end()) {
+                slot = *hit;
+                previous.erase(hit);
+                if (old != kNoShadow) e.keep_previous_root(e.vcpus_[vcpu], old);
+                e.cache_.used(slot);
+                return;
+            }
+            // What of a root that is not at hand is stale nobody knows.
+            e.vcpus_[vcpu].resync_roots = true;
+        }
         ShadowId found = e.keyed_by_position() ? kNoShadow : e.cache_.find(*wanted);
         if (found == kNoShadow) {
             e.make_room(wanted->type.frames());
             e.resync(vcpu, wanted->frame);
             found = e.cache_.create(*wanted);
+            e.made(found);
             e.cache_.retain(found);
             if (kFormat == TableFormat::bits64) e.l4_made();
         } else {
             e.cache_.retain(found);
         }
         slot = found;
-        if (!e.keyed_by_position()) e.cache_.pin(found);
+        e.cache_.used(found);
+        if (!e.keyed_by_position() && e.declared_.reclaim == Reclaim::oldest_root) e.cache_.pin(found);
+        if (old != kNoShadow && e.declared_.sizes.previous_roots != 0 && kFormat == TableFormat::bits64) {
+            e.keep_previous_root(e.vcpus_[vcpu], old);
+            return;
+        }
     }
     if (old != kNoShadow) e.cache_.release(old);
 }
@@ -164,10 +193,20 @@ ShadowId ShadowMmu<Guest>::link_child(ShadowSlot slot, const ShadowKey& wanted, 
     ShadowCache& cache = e_->cache_;
     ShadowId child = cache.child(slot);
     const bool same_child = child != kNoShadow && cache[child].key == wanted;
-    if (!same_child) {
+    if (e_->keyed_by_vcpu()) {
+        const bool same = same_child && ((cache.entry(slot) ^ flags) & ~(pte::kFrame | kGlobalMark)) == 0;
+        if (same) {
+            // One page that is not global is enough.
+            if ((flags & kGlobalMark) == 0) cache.take_marks(slot, kGlobalMark);
+            return child;
+        }
+        child = wake(slot, wanted, flags);
+        linked = true;
+    } else if (!same_child) {
         child = find_or_create(wanted);
         linked = true;
-        if (!wanted.type.splinter && wanted.type.level == 1) e_->resync(e_->current_, wanted.frame);
+        if (!wanted.type.splinter && wanted.type.level == 1 && !e_->listed())
+            e_->resync(e_->current_, wanted.frame);
     } else {
         const std::uint64_t changed = (cache.entry(slot) ^ flags) & ~pte::kFrame;
         if (changed == 0) return child;
@@ -177,7 +216,7 @@ ShadowId ShadowMmu<Guest>::link_child(ShadowSlot slot, const ShadowKey& wanted, 
             // They have no rights of their own.
         } else if (!e_->declared_.protects_tables) {
             cache.clear_all(child);
-        } else if (wanted.type.level == 1) {
+        } else if (wanted.type.level == 1 && !e_->listed()) {
             e_->resync(e_->current_, wanted.frame);
         }
     }
@@ -187,6 +226,49 @@ ShadowId ShadowMmu<Guest>::link_child(ShadowSlot slot, const ShadowKey& wanted, 
         cache.pin(child);
     }
     return child;
+}
+
+template <PagingMode Guest>
+ShadowId ShadowMmu<Guest>::wake(ShadowSlot slot, const ShadowKey& wanted, std::uint64_t flags)
+{
+    ShadowCache& cache = e_->cache_;
+    const ShadowId held = cache.held_child(slot);
+    if (held == kNoShadow || cache[held].key.type != wanted.type) return find_or_create(wanted);
+    // Global pages were translated under the entry as it was: what it is now may permit more.
+    const std::uint64_t entry = cache.entry(slot);
+    constexpr std::uint64_t kBooks = pte::kFrame | pte::kPresent | kGlobalMark | kEmptyMark;
+    const bool asleep = (entry & pte::kPresent) == 0;
+    const bool same = cache[held].key == wanted && ((entry ^ flags) & ~kBooks) == 0;
+    if (!asleep) cache.flush_due();
+    empty_for_use(held, !asleep || !same || (entry & kEmptyMark) != 0);
+    cache.rekey(held, wanted);
+    return held;
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::empty_for_use(ShadowId shadow, bool globals_too)
+{
+    ShadowCache& cache = e_->cache_;
+    const ShadowType type = cache[shadow].key.type;
+    const unsigned step = type.entries_per_guest_entry();
+    for (unsigned i = 0; i < cache[shadow].entries(); i += step) {
+        const ShadowSlot slot{shadow, static_cast<std::uint16_t>(i)};
+        const std::uint64_t entry = cache.entry(slot);
+        if (entry == 0 || (!globals_too && (entry & kGlobalMark) != 0)) continue;
+        if (type.level > 1) {
+            cache.put_to_sleep(slot, globals_too ? kEmptyMark : 0);
+        } else {
+            cache.set_leaf(slot, 0);
+        }
+    }
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::drop_top(unsigned vcpu, bool globals_too)
+{
+    for (const ShadowId root : e_->vcpus_[vcpu].roots.ids) {
+        if (root != kNoShadow) empty_for_use(root, globals_too);
+    }
 }
 
 template <PagingMode Guest>
@@ -212,6 +294,7 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
         e_->flush(vcpu, GuestFlush::page_fault, access.address);
         return walked;
     }
+    if (e_->any_level() && walked->assisted) note_assists(path);
     // Accessed and dirty bits can only add rights to shadows of this format. As entries of another format
     // they mean anything.
     for (int level = Guest.root_level(); e_->declared_.protects_tables && level >= path.lowest; --level) {
@@ -221,6 +304,41 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
         e_->revalidate(path.tables[i], path.offsets[i], path.offsets[i] + Guest.entry_bytes - 1, kFormat);
     }
     return walked;
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::note_assists(const WalkPath<space::GuestPhysical>& path)
+{
+    using Word = detail::EntryWord<Guest>;
+    for (int level = Guest.root_level(); level >= path.lowest; --level) {
+        const auto i = static_cast<std::size_t>(level);
+        OutOfSyncTables::Table* const table = e_->out_of_sync_.find(path.tables[i]);
+        if (table == nullptr) continue;
+        Word then = 0;
+        std::memcpy(&then, table->snapshot.data() + path.offsets[i], sizeof then);
+        if (then != static_cast<Word>(path.entries[i])) continue;
+        const Word now = e_->guest_memory_.template load<Word>(path.tables[i], path.offsets[i]);
+        std::memcpy(table->snapshot.data() + path.offsets[i], &now, sizeof now);
+    }
+}
+
+template <PagingMode Guest>
+template <class Tables>
+bool ShadowMmu<Guest>::path_changed(Tables& tables, const GuestContext& guest, const Access& access)
+{
+    WalkPath<space::GuestPhysical> path;
+    (void)walk<Guest>(tables, guest.root, guest.rules, access, AdBits::leave, path);
+    count_walk(path);
+    using Word = detail::EntryWord<Guest>;
+    for (int level = Guest.root_level(); level >= path.lowest; --level) {
+        const auto i = static_cast<std::size_t>(level);
+        const OutOfSyncTables::Table* const table = e_->out_of_sync_.find(path.tables[i]);
+        if (table == nullptr) continue;
+        Word then = 0;
+        std::memcpy(&then, table->snapshot.data() + path.offsets[i], sizeof then);
+        if (then != static_cast<Word>(path.entries[i])) return true;
+    }
+    return false;
 }
 
 template <PagingMode Guest>
@@ -305,7 +423,7 @@ bool ShadowMmu<Guest>::protect_path(unsigned vcpu, LinearAddress address,
         const Gfn table = path.tables[static_cast<std::size_t>(level)];
         if (e_->out_of_sync_.find(table) == nullptr) {
             removed |= e_->remove_write_access(vcpu, table, level, address);
-        } else if (level > 1) {
+        } else if (level > 1 && !e_->any_level()) {
             e_->resync(vcpu, table);
             resynced = true;
         }
@@ -323,6 +441,7 @@ std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rul
 {
     std::uint64_t flags = propagated_flags(entry, 1, rules);
     if (flags == 0) return 0;
+    flags = narrowed(flags, role);
     const Gfn frame = frame_under(entry, 1, true);
     const auto mfn = e_->p2m_->mfn_of(frame);
     if (!mfn || e_->withheld(frame, role)) return 0;
@@ -350,8 +469,7 @@ void ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhys
             if (!mfn) return;
             if (e_->withheld(key.frame + next.index, key.role)) continue;
             const bool table = e_->declared_.protects_tables && cache.is_table(key.frame + next.index);
-            std::uint64_t flags = kSplinterFlags | std::uint64_t{protection_key_of(key.role)}
-                                                       << pte::kKeyShift;
+            std::uint64_t flags = splinter_flags(key.role);
             if (table) flags &= ~pte::kWritable;
             cache.set_leaf(next, mfn->address().value() | flags);
             continue;
@@ -363,6 +481,38 @@ void ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhys
         if (entry.present() && (!entry.accessed() || (entry.has(pte::kWritable) && !entry.dirty()))) return;
         cache.set_leaf(next, leaf_for(entry, guest.rules.entries, key.role, false));
         if (loose != nullptr) std::memcpy(loose->snapshot.data() + offset, &raw, sizeof raw);
+    }
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::prefetch_group(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
+                                      const GuestContext& guest)
+{
+    ShadowCache& cache = e_->cache_;
+    const ShadowKey key = cache[slot.shadow].key;
+    const unsigned count = e_->declared_.sizes.prefetch_window;
+    const unsigned first = slot.index - slot.index % count;
+    const unsigned table_offset = path.offsets[1] - slot.index % count * Guest.entry_bytes;
+    for (unsigned i = 0; i < count; ++i) {
+        const ShadowSlot one{slot.shadow, static_cast<std::uint16_t>(first + i)};
+        if (cache.entry(one) != 0) continue;
+        std::uint64_t leaf = 0;
+        if (path.lowest > 1) {
+            const Gfn page = key.frame + one.index;
+            if (e_->withheld(page, key.role)) continue;
+            if (const auto mfn = e_->p2m_->mfn_of(page)) {
+                leaf = mfn->address().value() | splinter_flags(key.role);
+                if (e_->cache_.is_table(page)) leaf &= ~pte::kWritable;
+            }
+        } else {
+            using Word = detail::EntryWord<Guest>;
+            const Word raw =
+                e_->guest_memory_.template load<Word>(path.tables[1], table_offset + i * Guest.entry_bytes);
+            leaf = leaf_for(Pte<Guest>{raw}, guest.rules.entries, key.role, false);
+        }
+        // Where one can't be used, the next ones seldom can.
+        if (leaf == 0) return;
+        cache.set_leaf(one, leaf);
     }
 }
 
@@ -399,6 +549,10 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
     ++counters.fault;
     if (const auto answer = emulate_fast(tables, vcpu, guest, access, error_code)) return *answer;
 
+    if (e_->declared_.fault_resync != FaultResync::never && e_->out_of_sync_.any()) {
+        const bool always = e_->declared_.fault_resync == FaultResync::always;
+        if (always || path_changed(tables, guest, access)) e_->resync_all(vcpu);
+    }
     WalkPath<space::GuestPhysical> path;
     for (;;) {
         path = {};
@@ -413,7 +567,10 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         mine.virtual_tlb.insert(access.address, Gfn::of(walked->address), proved);
         // Of whatever is missing: all but the top level, a guest's 1G page in pieces of pieces.
         e_->make_room(Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1));
-        const bool again = e_->declared_.protects_tables && protect_path(vcpu, access.address, path);
+        const bool again =
+            e_->declared_.protects_tables &&
+            (protect_path(vcpu, access.address, path) ||
+             (e_->listed() && resync_before_linking(vcpu, access.address, guest, path, *walked)));
         if (!again) return build(vcpu, guest, access, *walked, path, write);
     }
 }
@@ -431,27 +588,21 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     if (root_slot(vcpu, access.address) == kNoShadow) load_roots(vcpu, guest);
     ShadowId at = root_slot(vcpu, access.address);
     assert(at != kNoShadow);
+    e_->cache_.used(at);
+    const std::uint64_t mark = guest.globals && walked.global && e_->keyed_by_vcpu() ? kGlobalMark : 0;
+    std::uint8_t denials = 0;
     bool upper_linked = false;
     for (int level = Guest.root_level(); level > 1; --level) {
-        // The trail holds what the walk read: accessed (and dirty) bits have been set since.
-        const auto index = static_cast<std::size_t>(level);
-        const bool fabricated = level < path.lowest;
-        const bool leaf = level == path.lowest;
-        const Pte<Guest> entry{path.entries[index] | pte::kAccessed |
-                               (leaf && walked.dirty ? pte::kDirty : 0)};
-        const std::uint64_t flags =
-            fabricated ? kSplinterFlags | pte::kDirty : propagated_flags(entry, level, guest.rules.entries);
-        const ShadowKey wanted = level > path.lowest
-                                     ? table_key(frame_under(entry, level, false), level - 1,
-                                                 role_of(guest.settings) | e_->view_of(vcpu))
-                                     : splinter_key(page, level - 1, walked.rights.key, e_->view_of(vcpu));
+        const Step step = step_of(vcpu, level, denials, guest, path, walked);
+        denials = step.denials;
         // Below an upper table that is found again there may be level-1 tables that are out of sync.
-        if (level == 2 && upper_linked) e_->resync_all(vcpu);
+        if (level == 2 && upper_linked && !e_->listed()) e_->resync_all(vcpu);
         bool linked = false;
-        at = link_child(slot_of(at, level, access.address), wanted, flags, linked);
+        at = link_child(slot_of(at, level, access.address), step.wanted, step.flags | mark, linked);
+        e_->cache_.used(at);
         upper_linked |= linked && level > 2;
         if (linked && e_->populate_ == Populate::step) {
-            if (level > 2) e_->resync_all(vcpu);
+            if (level > 2 && !e_->listed()) e_->resync_all(vcpu);
             ++counters.fault_linked;
             return {};
         }
@@ -481,15 +632,19 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
             std::memcpy(loose->snapshot.data() + path.offsets[1], &raw, sizeof raw);
         }
     } else {
-        std::uint64_t flags = kSplinterFlags | std::uint64_t{walked.rights.key} << pte::kKeyShift;
+        std::uint64_t flags = splinter_flags(e_->cache_[at].key.role);
         if (table && target == nullptr) flags &= ~pte::kWritable;
         leaf = mfn->address().value() | flags;
     }
     if (target != nullptr && (leaf & pte::kWritable) != 0) e_->add_fixup(*target, slot);
+    if (leaf != 0) leaf |= mark;
     e_->cache_.set_leaf(slot, leaf);
-    if (e_->declared_.switches.prefetch) prefetch(slot, path, guest);
+    if (e_->declared_.switches.prefetch) {
+        e_->declared_.prefetch_aligned ? prefetch_group(slot, path, guest) : prefetch(slot, path, guest);
+    }
 
-    if (table && write && !(target != nullptr && !access.user_mode)) {
+    const bool distrusted = access.user_mode && e_->declared_.gives_up_user_written;
+    if (table && write && (target == nullptr || distrusted)) {
         ++counters.fault_emulate_write;
         return emulate_write(vcpu, guest, access, walked.address, path);
     }
@@ -504,6 +659,87 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     ++counters.fault_fixed;
     mine.zero_written.reset();
     return {};
+}
+
+template <PagingMode Guest>
+typename ShadowMmu<Guest>::Step ShadowMmu<Guest>::step_of(
+    unsigned vcpu, int level, std::uint8_t denials, const GuestContext& guest,
+    const WalkPath<space::GuestPhysical>& path, const Translation<space::GuestPhysical>& walked) const
+{
+    // The trail holds what the walk read: accessed (and dirty) bits have been set since.
+    const bool fabricated = level < path.lowest;
+    const bool leaf = level == path.lowest;
+    const Pte<Guest> entry{path.entries[static_cast<std::size_t>(level)] | pte::kAccessed |
+                           (leaf && walked.dirty ? pte::kDirty : 0)};
+    constexpr std::uint64_t kPermissive = kSplinterFlags | pte::kDirty;
+    Step step;
+    step.flags = fabricated ? kPermissive : propagated_flags(entry, level, guest.rules.entries);
+    if (e_->keyed_by_access()) {
+        step.denials = fabricated ? denials : static_cast<std::uint8_t>(denials | denials_of(step.flags));
+        step.flags = kPermissive;
+    }
+    const auto role = static_cast<std::uint8_t>(role_of(guest.settings) | e_->view_of(vcpu) | step.denials);
+    step.wanted = level > path.lowest ? table_key(frame_under(entry, level, false), level - 1, role)
+                                      : splinter_key(Gfn::of(walked.address), level - 1,
+                                                     splinter_role(walked.rights.key, step.denials, role));
+    return step;
+}
+
+template <PagingMode Guest>
+bool ShadowMmu<Guest>::resync_before_linking(unsigned vcpu, LinearAddress address, const GuestContext& guest,
+                                             const WalkPath<space::GuestPhysical>& path,
+                                             const Translation<space::GuestPhysical>& walked)
+{
+    if (!e_->out_of_sync_.any()) return false;
+    const ShadowCache& cache = e_->cache_;
+    ShadowId at = root_slot(vcpu, address);
+    std::uint8_t denials = 0;
+    for (int level = Guest.root_level(); level > path.lowest; --level) {
+        const Step step = step_of(vcpu, level, denials, guest, path, walked);
+        denials = step.denials;
+        if (at != kNoShadow) {
+            const ShadowSlot slot = slot_of(at, level, address);
+            const ShadowId child = cache.child(slot);
+            constexpr std::uint64_t kRights = pte::kWritable | pte::kUser | pte::kNoExecute;
+            at = child;
+            if (child != kNoShadow && cache[child].key == step.wanted &&
+                ((cache.entry(slot) ^ step.flags) & kRights) == 0) {
+                continue;
+            }
+            at = kNoShadow;
+        }
+        // From here on everything is going to be linked.
+        const Gfn frame = step.wanted.frame;
+        const ShadowId found = cache.peek(step.wanted);
+        OutOfSyncTables::Table* const loose = e_->out_of_sync_.find(frame);
+        const bool any_level = e_->any_level();
+        if (found == kNoShadow) {
+            // A table may be out of sync as what it is, not as something else as well.
+            const auto others = cache.of_frame(frame);
+            const bool same = level == 2 && !others.empty() && cache[others.back()].key.type.level == 1 &&
+                              cache[others.back()].key.type.format == kFormat && !any_level;
+            if (loose == nullptr || same) continue;
+            e_->resync(vcpu, frame);
+            return true;
+        }
+        if (loose != nullptr && level == 2 && !any_level) {
+            // Right for now; it stays out of sync.
+            e_->resync_entries(*loose);
+            continue;
+        }
+        if (!e_->out_of_sync_below(found)) continue;
+        if (any_level) {
+            e_->resync_domain(vcpu);
+        } else {
+            for (const Gfn below : e_->out_of_sync_.all()) {
+                const auto ids = cache.of_frame(below);
+                if (std::any_of(ids.begin(), ids.end(), [&](ShadowId id) { return e_->is_below(id, found); }))
+                    e_->resync(vcpu, below);
+            }
+        }
+        return true;
+    }
+    return false;
 }
 
 template <PagingMode Guest>
@@ -522,10 +758,8 @@ void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address, bool out
 {
     ShadowCache& cache = e_->cache_;
     if (out_of_sync_only) {
-        const auto slot = leaf_slot(vcpu, address);
-        if (!slot || cache[slot->shadow].key.type.splinter) return;
-        // The guest flushes the hardware itself.
-        if (e_->out_of_sync_.find(cache[slot->shadow].key.frame) != nullptr) cache.set_leaf(*slot, 0);
+        drop_out_of_sync(root_slot(vcpu, address), address);
+        for (const ShadowId root : e_->vcpus_[vcpu].previous_roots) drop_out_of_sync(root, address);
         return;
     }
     ShadowId at = root_slot(vcpu, address);
@@ -539,6 +773,46 @@ void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address, bool out
         }
         at = child;
     }
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::drop_out_of_sync(ShadowId at, LinearAddress address)
+{
+    ShadowCache& cache = e_->cache_;
+    for (int level = Guest.root_level(); at != kNoShadow; --level) {
+        const ShadowKey key = cache[at].key;
+        if (key.type.splinter) return;
+        const ShadowSlot slot = slot_of(at, level, address);
+        const bool loose = e_->out_of_sync_.find(key.frame) != nullptr;
+        if (level == 1) {
+            if (!loose) return;
+            // The guest flushes the hardware itself.
+            if (e_->declared_.repair != Repair::rederive) {
+                cache.set_leaf(slot, 0);
+            } else if ((cache.entry(slot) & pte::kPresent) != 0) {
+                repair_leaf(slot);
+            }
+            return;
+        }
+        if (loose && e_->any_level()) {
+            cache.clear(slot);
+            return;
+        }
+        at = cache.child(slot);
+    }
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::repair_leaf(ShadowSlot slot)
+{
+    ShadowCache& cache = e_->cache_;
+    const ShadowKey key = cache[slot.shadow].key;
+    const EntryRules rules = entry_rules(Guest, e_->cpuid_, settings_of(key.role));
+    using Word = detail::EntryWord<Guest>;
+    const Word now = e_->guest_memory_.template load<Word>(key.frame, slot.index * Guest.entry_bytes);
+    // Where a table that is out of sync was mapped writable it may stay so.
+    const bool writable = (cache.entry(slot) & pte::kWritable) != 0;
+    cache.set_leaf(slot, leaf_for(Pte<Guest>{now}, rules, key.role, writable));
 }
 
 template <PagingMode Guest>
@@ -567,6 +841,10 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
     bool fine = true;
     for (unsigned i = first / Guest.entry_bytes; i <= last / Guest.entry_bytes; ++i) {
         if (!cache[shadow].alive()) return fine;
+        if (e_->declared_.written_entry == WrittenEntry::drop) {
+            cache.clear({shadow, static_cast<std::uint16_t>(i * key.type.entries_per_guest_entry())});
+            continue;
+        }
         ++*counter_of_level(e_->counters_, level);
         using Word = detail::EntryWord<Guest>;
         const Word raw = e_->guest_memory_.template load<Word>(key.frame, i * Guest.entry_bytes);
@@ -585,8 +863,9 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
             const bool leaf = rules.is_leaf(entry.raw(), level);
             const Gfn frame = frame_under(entry, level, leaf);
             if (leaf || e_->p2m_->mfn_of(frame)) {
-                child = cache.find(leaf ? splinter_key(frame, level - 1, entry.key(), key.role)
-                                        : table_key(frame, level - 1, key.role));
+                child =
+                    cache.find(leaf ? splinter_key(frame, level - 1, splinter_role(entry.key(), 0, key.role))
+                                    : table_key(frame, level - 1, key.role));
             } else {
                 fine = false;
             }
@@ -609,7 +888,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::resync_entries(ShadowId shadow, std::array<std::byte, kPageBytes>& snapshot)
+void ShadowMmu<Guest>::resync_entries(ShadowId shadow, const std::array<std::byte, kPageBytes>& snapshot)
 {
     ShadowCache& cache = e_->cache_;
     const ShadowKey key = cache[shadow].key;
@@ -617,17 +896,30 @@ void ShadowMmu<Guest>::resync_entries(ShadowId shadow, std::array<std::byte, kPa
     ++e_->counters_.hash_lookups;
     ++e_->counters_.get_shadow_status;
     if (cache.first_of_bucket(shadow)) ++e_->counters_.hash_lookup_head;
+    if (e_->declared_.repair == Repair::drop) {
+        cache.clear_all(shadow);
+        return;
+    }
     using Word = detail::EntryWord<Guest>;
+    const unsigned pair = key.type.entries_per_guest_entry();
     for (unsigned offset = 0; offset < kPageBytes; offset += Guest.entry_bytes) {
-        const ShadowSlot slot{shadow, static_cast<std::uint16_t>(offset / Guest.entry_bytes)};
+        const ShadowSlot slot{shadow, static_cast<std::uint16_t>(offset / Guest.entry_bytes * pair)};
         if ((cache.entry(slot) & pte::kPresent) == 0) continue;
         ++e_->work_.entries_compared;
+        if (e_->declared_.repair == Repair::rederive) {
+            repair_leaf(slot);
+            continue;
+        }
         const Word now = e_->guest_memory_.template load<Word>(key.frame, offset);
         Word then = 0;
         std::memcpy(&then, snapshot.data() + offset, sizeof then);
         if (now == then) continue;
+        if (key.type.level > 1) {
+            (void)validate(shadow, offset, offset);
+            if (!cache[shadow].alive()) return;
+            continue;
+        }
         cache.set_leaf(slot, leaf_for(Pte<Guest>{now}, rules, key.role, false));
-        std::memcpy(snapshot.data() + offset, &now, sizeof now);
     }
 }
 
@@ -650,6 +942,9 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
         };
         if (key.type.splinter) {
             const Gfn page = key.frame + i * (frames_under(Guest, level) / cache[shadow].entries());
+            if (level == 1 && ((raw ^ splinter_flags(key.role)) & (pte::kUser | pte::kNoExecute)) != 0) {
+                complain("has not the rights of its path");
+            }
             if (level == 1 && e_->p2m_->mfn_of(page) != Mfn{(raw & pte::kFrame) >> kPageShift}) {
                 complain("maps another frame than the superpage");
             }
@@ -663,7 +958,11 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
         const Pte<Guest> entry{key.frame == kIdentityTable
                                    ? identity.load<Word>(key.frame, offset)
                                    : e_->guest_memory_.template load<Word>(key.frame, offset)};
-        const std::uint64_t allowed = propagated_flags(entry, level, rules);
+        std::uint64_t allowed = propagated_flags(entry, level, rules);
+        const auto below_denials = static_cast<std::uint8_t>(
+            e_->keyed_by_access() ? (key.role & kDenials) | denials_of(allowed) : 0);
+        if (allowed != 0 && e_->keyed_by_access())
+            allowed = level > 1 ? kSplinterFlags | pte::kDirty : narrowed(allowed, key.role);
         if (allowed == 0) {
             complain("the guest's entry is not present, not accessed or has a reserved bit");
             continue;
@@ -682,9 +981,17 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
                 complain("maps a guest table writable");
             continue;
         }
-        const ShadowKey below = leaf ? splinter_key(frame, level - 1, entry.key(), key.role)
-                                     : table_key(frame, level - 1, key.role);
-        if (!(cache[cache.child(slot)].key == below)) complain("references the shadow of something else");
+        const auto below_role =
+            static_cast<std::uint8_t>((key.role & ~unsigned{kDenials}) | (leaf ? 0u : below_denials));
+        const ShadowKey below =
+            leaf ? splinter_key(frame, level - 1, splinter_role(entry.key(), below_denials, key.role))
+                 : table_key(frame, level - 1, below_role);
+        // By another path the rights may have grown: an entry that has fewer is used once more.
+        ShadowKey held = cache[cache.child(slot)].key;
+        if ((held.role & below.role & kDenials) == (below.role & kDenials) && e_->keyed_by_access())
+            held.role =
+                static_cast<std::uint8_t>((held.role & ~unsigned{kDenials}) | (below.role & kDenials));
+        if (!(held == below)) complain("references the shadow of something else");
     }
 }
 

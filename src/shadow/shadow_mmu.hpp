@@ -29,23 +29,37 @@ public:
     void load_roots(unsigned vcpu, const GuestContext& guest);
     /// Drops the entry of the address; `out_of_sync_only`: if the table that it shadows is out of sync.
     void drop_entry(unsigned vcpu, LinearAddress address, bool out_of_sync_only);
+    /// Puts the entries of the vCPU's roots to sleep, but those with global pages alone, if those may stay.
+    void drop_top(unsigned vcpu, bool globals_too);
     [[nodiscard]] InvlpgAnswer invlpg_answer(unsigned vcpu, LinearAddress address);
+    /// Under one root, the entry of the address that is of a table out of sync: an upper one goes, one of
+    /// level 1 goes or is made right.
+    void drop_out_of_sync(ShadowId root, LinearAddress address);
+    /// Propagates a level-1 entry again.
+    void repair_leaf(ShadowSlot slot);
     /// The level-1 entry for the address under the vCPU's root, where there is a shadow.
     [[nodiscard]] std::optional<ShadowSlot> leaf_slot(unsigned vcpu, LinearAddress address);
     /// Guest entries in bytes [first, last] of the shadow's frame have changed: propagates each. False: they
     /// don't make a table.
     [[nodiscard]] bool validate(ShadowId shadow, unsigned first, unsigned last);
-    /// Propagates the entries that are present and whose guest entry is not as in the snapshot, which becomes
-    /// the guest's table.
-    void resync_entries(ShadowId shadow, std::array<std::byte, kPageBytes>& snapshot);
+    /// Makes the entries right that are present: with Repair::compare those whose guest entry is not as in
+    /// the snapshot.
+    void resync_entries(ShadowId shadow, const std::array<std::byte, kPageBytes>& snapshot);
     void audit_entries(ShadowId shadow, std::vector<std::string>& violations) const;
 
 private:
     static constexpr TableFormat kFormat = format_of(Guest);
 
     [[nodiscard]] static ShadowKey table_key(Gfn frame, int level, std::uint8_t role);
-    [[nodiscard]] static ShadowKey splinter_key(Gfn page, int level, unsigned protection_key,
-                                                std::uint8_t view);
+    [[nodiscard]] static ShadowKey splinter_key(Gfn page, int level, unsigned role);
+    /// The role of a large page's splinter: its protection key and view and, where shadows are found by
+    /// rights, what the whole path takes away.
+    [[nodiscard]] std::uint8_t splinter_role(unsigned protection_key, std::uint8_t denials,
+                                             std::uint8_t view) const;
+    [[nodiscard]] static std::uint64_t splinter_flags(std::uint8_t role)
+    {
+        return narrowed(kSplinterFlags | std::uint64_t{role & 0xfu} << pte::kKeyShift, role);
+    }
     /// The control bits that the shadow of a table depends on, and back.
     [[nodiscard]] static std::uint8_t role_of(EntrySettings settings);
     [[nodiscard]] static EntrySettings settings_of(std::uint8_t role);
@@ -82,6 +96,29 @@ private:
     [[nodiscard]] FaultAnswer emulate_write(unsigned vcpu, const GuestContext& guest, const Access& access,
                                             GuestPhysical address,
                                             const WalkPath<space::GuestPhysical>& path);
+    /// Before anything of the walk's path is linked: resyncs what is out of sync at or below a shadow that is
+    /// going to be. True: something was, the walk has to be done again.
+    [[nodiscard]] bool resync_before_linking(unsigned vcpu, LinearAddress address, const GuestContext& guest,
+                                             const WalkPath<space::GuestPhysical>& path,
+                                             const Translation<space::GuestPhysical>& walked);
+    /// What the path's entry of `level` asks for below it.
+    struct Step {
+        ShadowKey wanted;
+        std::uint64_t flags = 0;
+        std::uint8_t denials = 0;  ///< with those of the entry
+    };
+    [[nodiscard]] Step step_of(unsigned vcpu, int level, std::uint8_t denials, const GuestContext& guest,
+                               const WalkPath<space::GuestPhysical>& path,
+                               const Translation<space::GuestPhysical>& walked) const;
+    /// Whether an entry on the address's path is not as in the copy of its table.
+    template <class Tables>
+    [[nodiscard]] bool path_changed(Tables& tables, const GuestContext& guest, const Access& access);
+    /// The copies of tables on the path learn of accessed and dirty bits that the walk has set.
+    void note_assists(const WalkPath<space::GuestPhysical>& path);
+    /// The shadow that a sleeping entry holds, empty for `wanted`; `same_rights`: globals may stay, unless
+    /// marked.
+    [[nodiscard]] ShadowId wake(ShadowSlot slot, const ShadowKey& wanted, std::uint64_t flags);
+    void empty_for_use(ShadowId shadow, bool globals_too);
     /// Shadows of the walk's path, and the entry of its page.
     [[nodiscard]] FaultAnswer build(unsigned vcpu, const GuestContext& guest, const Access& access,
                                     const Translation<space::GuestPhysical>& walked,
@@ -92,6 +129,9 @@ private:
     /// way.
     [[nodiscard]] std::uint64_t leaf_for(Pte<Guest> entry, const EntryRules& rules, std::uint8_t role,
                                          bool write) const;
+    /// Entries of the aligned group around `slot`.
+    void prefetch_group(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
+                        const GuestContext& guest);
     [[nodiscard]] ShadowId find_or_create(const ShadowKey& key);
     void load_root(unsigned vcpu, ShadowId& slot, const ShadowKey* wanted);
     [[nodiscard]] const ShadowKey* root_key(unsigned vcpu, const GuestContext& guest, unsigned slot,

@@ -28,7 +28,7 @@ public:
     [[nodiscard]] FlushAnswer on_flush(unsigned, GuestFlush flush) override
     {
         asked_->flushes.push_back(flush);
-        return flush == GuestFlush::context ? FlushAnswer::drop_tree : FlushAnswer::nothing;
+        return flush == GuestFlush::load_cr3 ? FlushAnswer::drop_tree : FlushAnswer::nothing;
     }
 
 private:
@@ -37,11 +37,30 @@ private:
 
 }  // namespace
 
+TEST_CASE("policy: declarations whose parts do not go together are refused", "[shadow]")
+{
+    const auto refused = [](const PolicyDeclaration& declared) {
+        CHECK_THROWS_AS(require_sound(declared), BadPolicy);
+    };
+    CHECK_NOTHROW(require_sound({}));
+    refused({.protects_tables = false});
+    refused({.keyed_by = ShadowKeying::position});
+    refused({.keyed_by = ShadowKeying::vcpu});
+    refused({.stale_levels = 0b110});
+    refused({.repair = Repair::drop});
+    refused({.stale_levels = 0b110, .out_of_sync = OutOfSyncList::per_domain, .repair = Repair::rederive});
+    refused({.keyed_by = ShadowKeying::frame_and_access});
+    refused({.sizes = {.prefetch_window = 0}});
+    refused({.sizes = {.prefetch_window = 24}, .prefetch_aligned = true});
+    refused({.switches = kAllShadowSwitches, .sizes = {.virtual_tlb = 0}});
+}
+
 TEST_CASE("policy catalog: names", "[shadow]")
 {
     ShadowPolicyCatalog catalog = builtin_shadow_policies();
-    REQUIRE(catalog.entries().size() == 6);
+    REQUIRE(catalog.entries().size() == 11);
     for (const auto& entry : catalog.entries()) {
+        CHECK_NOTHROW(require_sound(entry.make()->declared()));
         CHECK_FALSE(entry.description.empty());
         CHECK(entry.make() != nullptr);
         CHECK(catalog.find(entry.name)() != nullptr);
@@ -88,7 +107,7 @@ TEST_CASE("policy catalog: a policy from outside the library", "[shadow]")
     CHECK(guest.counters().fault == faults);
     CHECK(guest.mov_cr3(guest.root()));
     CHECK(asked.flushes ==
-          std::vector<GuestFlush>{GuestFlush::address, GuestFlush::page_fault, GuestFlush::context});
+          std::vector<GuestFlush>{GuestFlush::address, GuestFlush::page_fault, GuestFlush::load_cr3});
     CHECK(guest.read(kLinear).ok());
     CHECK(guest.counters().fault == faults + 1);
     CHECK(guest.set_cr4(cr4::kPge, true));
@@ -97,7 +116,7 @@ TEST_CASE("policy catalog: a policy from outside the library", "[shadow]")
 
     // A name that is there already is replaced.
     catalog.add("forgetful", "now the other", catalog.find("tlb-like"));
-    CHECK(catalog.entries().size() == 7);
+    CHECK(catalog.entries().size() == 12);
     CHECK_FALSE(catalog.find("forgetful")()->declared().protects_tables);
 }
 

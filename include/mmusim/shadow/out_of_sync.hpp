@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The tables that guests may write until the next resync (reference/xen.md B11): per vCPU a few slots, each
-// with a copy of the table as the shadow knows it, and the writable mappings that were made of it ("fixups").
-// The slots are a small hash table: a frame's home is its number modulo the slots, its second place the next
-// one. Books alone: who resyncs, and how, is the engine's business.
+// The tables that guests may write until the next resync (reference/xen.md B11), each with a copy of the
+// table as the shadow knows it, and the writable mappings that were made of it ("fixups"). Either per vCPU a
+// few slots, a small hash table: a frame's home is its number modulo the slots, its second place the next
+// one. Or one list without a limit. Books alone: who resyncs, and how, is the engine's business.
 #pragma once
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <optional>
 #include <vector>
+
+#include <boost/unordered/unordered_flat_map.hpp>
 
 #include <mmusim/shadow/shadow_cache.hpp>
 #include <mmusim/words/address.hpp>
@@ -26,7 +30,10 @@ public:
         std::size_t next_fixup = 0;
     };
 
+    /// With `slots` for each of the vCPUs.
     OutOfSyncTables(unsigned vcpus, unsigned slots, unsigned fixups);
+    /// One list.
+    explicit OutOfSyncTables(unsigned fixups) : OutOfSyncTables{0, 0, fixups} { listed_ = true; }
 
     [[nodiscard]] bool any() const { return count_ != 0; }
     /// Null if the frame is in sync.
@@ -45,14 +52,24 @@ public:
     void remove(Gfn frame);
     /// The vCPU's, in order of slots.
     [[nodiscard]] std::vector<Gfn> of(unsigned vcpu) const;
+    /// All: those of the first vCPU first; those of a list in the order in which they came.
+    [[nodiscard]] std::vector<Gfn> all() const;
+    /// The same, taken out.
+    [[nodiscard]] std::vector<Table> take_all();
     [[nodiscard]] unsigned vcpus() const { return static_cast<unsigned>(vcpus_.size()); }
 
 private:
     using Slots = std::vector<std::optional<Table>>;
     [[nodiscard]] std::size_t home_of(Gfn frame) const { return frame.number() % slots_; }
 
+    [[nodiscard]] Table& start(Table& table, Gfn frame);
+
     std::size_t slots_;
     std::size_t fixups_;
+    bool listed_ = false;
+    std::map<std::uint64_t, Table> list_;  ///< by number of arrival
+    std::uint64_t arrivals_ = 0;
+    boost::unordered_flat_map<std::uint64_t, std::uint64_t> number_of_;  ///< of frames in the list
     std::size_t count_ = 0;
     std::vector<Slots> vcpus_;
 };

@@ -50,7 +50,8 @@ struct CustomShadowPolicy {
 };
 [[nodiscard]] std::unique_ptr<ShadowPolicy> make_custom_policy(const CustomShadowPolicy& parts);
 
-/// `xen` (the default), `xen-2006`, `xen-2006-first`, `write-protect`, `tlb-like` and `custom`.
+/// `xen` (the default), `xen-2006`, `xen-2006-first`, `custom`, `xen-2005`, `xen-2005-always`, `kvm`,
+/// `write-protect`, `tlb-like`, `vtlb-nova` and `vtlb-stale`.
 [[nodiscard]] ShadowPolicyCatalog builtin_shadow_policies();
 inline constexpr std::string_view kDefaultShadowPolicy = "xen";
 

@@ -39,7 +39,9 @@ inline constexpr ShadowId kNoShadow = ~ShadowId{0};
 struct ShadowKey {
     Gfn frame;  ///< of the guest table; splinter: first frame that it maps
     ShadowType type;
-    std::uint8_t role = 0;  ///< what else the content depends on (control bits; splinter: protection key)
+    /// What else the content depends on: control bits or, of a splinter, a protection key; and the rights
+    /// that the entries above take away, where shadows are found by them.
+    std::uint8_t role = 0;
 
     friend bool operator==(const ShadowKey&, const ShadowKey&) = default;
 };
@@ -57,6 +59,7 @@ struct Shadow {
     std::array<Mfn, 4> frames{};
     std::uint32_t references = 0;
     bool pinned = false;
+    std::uint8_t writes = 0;  ///< emulated ones since it was used last
     ShadowId next_of_frame = kNoShadow;
     ShadowId next_in_bucket = kNoShadow;
     ShadowSlot up;  ///< Xen's up-pointer: the entry that referenced it when no other did; not renewed
@@ -77,8 +80,15 @@ public:
 
     /// The shadow with this key, or kNoShadow. One that is found moves to the head of its bucket.
     [[nodiscard]] ShadowId find(const ShadowKey& key);
+    /// The same for a look that costs nothing and changes nothing.
+    [[nodiscard]] ShadowId peek(const ShadowKey& key) const;
     /// A new, empty shadow; the pool must have the pages. It must be given a reference at once.
     [[nodiscard]] ShadowId create(const ShadowKey& key);
+    /// The shadow stands for another table (of the same type) from now on.
+    void rekey(ShadowId id, const ShadowKey& key);
+    /// Emulated writes in a row.
+    void used(ShadowId id) { shadows_[id].writes = 0; }
+    [[nodiscard]] unsigned written(ShadowId id) { return ++shadows_[id].writes; }
     /// Root references of vCPUs.
     void retain(ShadowId id) { ++shadows_[id].references; }
     void release(ShadowId id);
@@ -113,6 +123,13 @@ public:
     [[nodiscard]] std::uint64_t entry(ShadowSlot slot) const;
     /// The shadow that an entry above level 1 references; kNoShadow if it is not present.
     [[nodiscard]] ShadowId child(ShadowSlot slot) const;
+    /// The same, also of an entry that was put to sleep.
+    [[nodiscard]] ShadowId held_child(ShadowSlot slot) const;
+    /// Makes an entry above level 1 not present; it goes on holding its shadow. `marks`: software bits of it.
+    /// Asks for no flush.
+    void put_to_sleep(ShadowSlot slot, std::uint64_t marks);
+    /// Takes software bits from the entries that stand for one guest entry.
+    void take_marks(ShadowSlot slot, std::uint64_t marks);
     /// Makes the entries that stand for one guest entry (a pair in an l2_32) reference `child`.
     void link(ShadowSlot slot, ShadowId child, std::uint64_t flags);
     /// Sets a level-1 entry (0: not present). Asks for no flush: what the guest took away it must flush
@@ -163,6 +180,8 @@ private:
     void track(std::uint64_t entry, ShadowSlot slot);
     void untrack(std::uint64_t entry, ShadowSlot slot);
     void destroy(ShadowId id);
+    void index(ShadowId id);
+    void unindex(ShadowId id);
     [[nodiscard]] ShadowId& bucket_of(const ShadowKey& key)
     {
         return buckets_[shadow_bucket(key.frame.number(), key.type.code())];

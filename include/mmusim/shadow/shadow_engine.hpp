@@ -56,6 +56,7 @@ struct GuestContext {
     WalkRules rules;
     EntrySettings settings;
     WalkRoot<space::GuestPhysical> root;
+    bool globals = false;  ///< CR4.PGE
 };
 
 /// The hypervisor had to end the domain; the message says why.
@@ -181,6 +182,8 @@ private:
     };
     struct Vcpu {
         Roots roots;
+        std::vector<ShadowId> previous_roots;  ///< each holds a reference; used last first
+        bool resync_roots = false;             ///< once the next roots are loaded
         VirtualTlb virtual_tlb;
         bool secure = false;                 ///< in secure mode
         std::optional<Gfn> zero_written;     ///< the table that the last emulated zero went to
@@ -199,7 +202,6 @@ private:
         std::optional<Vcpu::FastEmulation> remember;  ///< if the page is still a table afterwards
     };
 
-    void release_roots(Roots& roots);
     /// What the keys of a vCPU's shadows have in their role besides control bits.
     [[nodiscard]] std::uint8_t view_of(unsigned vcpu) const
     {
@@ -210,6 +212,9 @@ private:
     {
         return secure_frames_.any() && (role & kSecureRole) == 0 && secure_frames_.contains(frame);
     }
+    void release_roots(Vcpu& vcpu);
+    /// The root that the vCPU leaves stays at hand; the one left longest ago goes.
+    void keep_previous_root(Vcpu& vcpu, ShadowId left);
     [[nodiscard]] bool out_of_sync_active() const;
     [[nodiscard]] bool may_unsync(Gfn frame) const;
     /// Lets the guest write the table; a table that loses its slot is resynced.
@@ -222,6 +227,25 @@ private:
     void resync_entries(OutOfSyncTables::Table& table);
     void resync_all(unsigned vcpu);
     void resync_own(unsigned vcpu);
+    /// All, lower levels first: those that may be of any level.
+    void resync_domain(unsigned vcpu);
+    /// Those under the vCPU's roots.
+    void resync_reachable(unsigned vcpu);
+    /// Whether the shadow, or one below it, is of a table that is out of sync.
+    [[nodiscard]] bool out_of_sync_below(ShadowId top) const;
+    [[nodiscard]] bool is_below(ShadowId at, ShadowId top) const;
+    [[nodiscard]] bool out_of_sync_above_level_1() const;
+    [[nodiscard]] bool listed() const { return declared_.out_of_sync == OutOfSyncList::per_domain; }
+    /// Tables above level 1 may be out of sync too.
+    [[nodiscard]] bool any_level() const { return (declared_.stale_levels & ~0b11u) != 0 && listed(); }
+    /// A page of the vCPU's tree is invalidated: drops or repairs its entry if its table is out of sync.
+    void resync_page(unsigned vcpu, GuestFlush flush, LinearAddress address);
+    /// Takes the writable mappings of a table that is out of sync away.
+    void protect_again(unsigned vcpu, OutOfSyncTables::Table& table);
+    /// Root references of vCPUs to it.
+    [[nodiscard]] std::uint32_t holders_of(ShadowId id) const;
+    /// Ends a shadow, and those below it that are out of sync: what referred to it does no more.
+    void zap(ShadowId id);
     /// Those of other vCPUs that may be under this one's roots: entries alone.
     void resync_others_lightly(unsigned vcpu);
     /// Whether the shadows prove that a level-1 table is under none of the vCPU's roots.
@@ -242,7 +266,17 @@ private:
     /// Bytes [first, last] of a guest frame have changed: propagates their entries into the shadows of the
     /// frame, those of `except` apart.
     void revalidate(Gfn frame, unsigned first, unsigned last, std::optional<TableFormat> except);
-    [[nodiscard]] bool keyed_by_position() const { return declared_.keyed_by == ShadowKeying::position; }
+    [[nodiscard]] bool keyed_by_position() const
+    {
+        return declared_.keyed_by == ShadowKeying::position || keyed_by_vcpu();
+    }
+    [[nodiscard]] bool keyed_by_vcpu() const { return declared_.keyed_by == ShadowKeying::vcpu; }
+    [[nodiscard]] bool keyed_by_access() const
+    {
+        return declared_.keyed_by == ShadowKeying::frame_and_access;
+    }
+    /// After a shadow was made: what keeps it while nothing refers to it.
+    void made(ShadowId id);
 
     const P2m* p2m_;
     Cpuid cpuid_;
