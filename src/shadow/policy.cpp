@@ -13,8 +13,8 @@ void require_sound(const PolicyDeclaration& declared)
     constexpr unsigned kLevel1 = 1u << 1;
     const bool private_trees =
         declared.keyed_by == ShadowKeying::position || declared.keyed_by == ShadowKeying::vcpu;
-    require(private_trees != declared.protects_tables,
-            "tables are protected if and only if shadows are found by frame");
+    require(!private_trees || !declared.protects_tables,
+            "tables are protected only where shadows are found by frame");
     if (private_trees) return;
 
     const bool above_level_1 = (declared.stale_levels & ~kLevel1) != 0;

@@ -43,7 +43,6 @@ TEST_CASE("policy: declarations whose parts do not go together are refused", "[s
         CHECK_THROWS_AS(require_sound(declared), BadPolicy);
     };
     CHECK_NOTHROW(require_sound({}));
-    refused({.protects_tables = false});
     refused({.keyed_by = ShadowKeying::position});
     refused({.keyed_by = ShadowKeying::vcpu});
     refused({.stale_levels = 0b110});

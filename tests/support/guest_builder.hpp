@@ -49,10 +49,13 @@ inline Options under(const std::string& policy, Populate populate = Populate::le
     return options;
 }
 
-/// Native and both policies.
-inline std::array<Options, 3> everywhere()
+/// Native and every policy.
+inline std::vector<Options> everywhere()
 {
-    return {native(), under("write-protect"), under("tlb-like")};
+    std::vector<Options> all{native()};
+    const ShadowPolicyCatalog catalog = builtin_shadow_policies();
+    for (const auto& policy : catalog.entries()) all.push_back(under(policy.name));
+    return all;
 }
 
 inline MachineConfig config_of(const Options& options)
