@@ -57,6 +57,8 @@ BENCHMARK_CAPTURE(replay, 4level_native, k4Level, kNative, "write-protect")->Uni
 BENCHMARK_CAPTURE(replay, 4level_write_protect, k4Level, kShadow, "write-protect")
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(replay, 4level_tlb_like, k4Level, kShadow, "tlb-like")->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(replay, 4level_xen, k4Level, kShadow, "xen")->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(replay, 4level_kvm, k4Level, kShadow, "kvm")->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(replay, pae_native, kPae, kNative, "write-protect")->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(replay, pae_write_protect, kPae, kShadow, "write-protect")->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(replay, 2level_native, k2Level, kNative, "write-protect")->Unit(benchmark::kMillisecond);
