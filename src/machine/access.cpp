@@ -201,8 +201,8 @@ std::optional<std::size_t> Machine::emulate_further(unsigned index)
         wrote_table |=
             access.kind == AccessKind::write && shadow_->cache().is_table(Gfn::of(steps_[i].address));
     }
-    shadow_->count_further(wrote_table ? ShadowEngine::Further::wrote_table
-                                       : ShadowEngine::Further::wrote_none);
+    shadow_->count_further(
+        index, wrote_table ? ShadowEngine::Further::wrote_table : ShadowEngine::Further::wrote_none);
     vcpu.further = wrote_table ? std::uint8_t{0} : static_cast<std::uint8_t>(vcpu.further - 1);
     return pages_.size();
 }
@@ -211,7 +211,7 @@ void Machine::give_up_further(unsigned index)
 {
     if (vcpus_[index].further == 0) return;
     vcpus_[index].further = 0;
-    shadow_->count_further(ShadowEngine::Further::failed);
+    shadow_->count_further(index, ShadowEngine::Further::failed);
 }
 
 template <bool Timed>

@@ -127,6 +127,7 @@ void Machine::start()
         shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
                                                  config_.policy(), config_.populate, pool_.value_or(Mfn{}),
                                                  pool_pages());
+        shadow_->observe(observer_);
     }
     if (config_.clock != ClockKind::off) {
         clock_.emplace(config_.clock, config_.window, timing().front_end.issue_width, labels_.size());
@@ -157,6 +158,12 @@ void Machine::reset()
         vcpu.mmu->reset();
     }
     start();
+}
+
+void Machine::observe(ShadowObserver* observer)
+{
+    observer_ = observer;
+    if (shadow_) shadow_->observe(observer);
 }
 
 MachineCounters Machine::counters() const

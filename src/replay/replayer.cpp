@@ -91,6 +91,7 @@ void Replayer::replay(const Record& record)
     if (!skipped_ && record_ == config_.skip) {
         skipped_ = phase_start_ = counted();
         checking_ = config_.check;
+        machine_.observe(observer_);
     }
     ++record_;
     if (skipped_ && !std::holds_alternative<MarkRecord>(record)) phase_has_records_ = true;
@@ -102,6 +103,7 @@ void Replayer::replay(const Record& record)
         throw RecordError(error.what(), {});
     }
     if (skipped_) ++running_.records;
+    if (observer_ != nullptr) machine_.complete_events();
     if (config_.check_coherence) collect_violations();
     if (config_.audit != 0 && record_ % config_.audit == 0) {
         if (const auto violations = machine_.audit(); !violations.empty()) {
@@ -109,6 +111,12 @@ void Replayer::replay(const Record& record)
                                            violations.size(), violations.front()));
         }
     }
+}
+
+void Replayer::observe(ShadowObserver* observer)
+{
+    observer_ = observer;
+    if (skipped_) machine_.observe(observer);
 }
 
 bool Replayer::finished() const
@@ -119,6 +127,7 @@ bool Replayer::finished() const
 void Replayer::finish()
 {
     if (!skipped_) skipped_ = phase_start_ = counted();
+    machine_.complete_events();
     end_phase();
     total_ = counted().since(*skipped_);
 }

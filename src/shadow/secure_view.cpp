@@ -10,6 +10,7 @@ namespace mmusim {
 
 void ShadowEngine::set_secure_frames(std::vector<Gfn> frames)
 {
+    events_.begin(std::nullopt, Paging::off);
     secure_frames_.assign(std::move(frames));
     for (Vcpu& vcpu : vcpus_) {
         vcpu.virtual_tlb.clear();

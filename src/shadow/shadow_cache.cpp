@@ -43,10 +43,11 @@ bool maps_writable(std::uint64_t entry)
 }  // namespace
 
 ShadowCache::ShadowCache(SparseMemory& machine, Mfn pool_first, std::uint64_t pool_pages, FlushFilter& filter,
-                         ShadowCounters& counters)
+                         ShadowCounters& counters, ShadowEvents& events)
     : machine_{&machine}
     , filter_{&filter}
     , counters_{&counters}
+    , events_{&events}
     , pool_first_{pool_first}
     , pool_pages_{pool_pages}
 {
@@ -122,6 +123,11 @@ ShadowId ShadowCache::create(const ShadowKey& key)
     ++counters_->hash_inserts;
     counters_->alloc_count += key.type.frames();
     peak_pages_ = std::max(peak_pages_, counters_->alloc_count);
+    events_->flag(PathFlag::promote);
+    events_->tell(ShadowEventKind::promote, [&](ShadowEvent& event) {
+        event.frame = key.frame;
+        event.type = key.type;
+    });
     return id;
 }
 
@@ -201,6 +207,11 @@ void ShadowCache::destroy(ShadowId id)
     }
     ++counters_->free;
     counters_->alloc_count -= shadow.key.type.frames();
+    events_->flag(PathFlag::demote);
+    events_->tell(ShadowEventKind::demote, [&](ShadowEvent& event) {
+        event.frame = shadow.key.frame;
+        event.type = shadow.key.type;
+    });
     shadow.next_of_frame = kNoShadow;
     shadow.next_in_bucket = kNoShadow;
     shadow.up = {};
@@ -376,6 +387,8 @@ void ShadowCache::set_leaf(ShadowSlot slot, std::uint64_t now)
     assert(shadows_[slot.shadow].key.type.level == 1);
     const std::uint64_t old = entry(slot);
     if (old == now) return;
+    if ((now & pte::kPresent) != 0) events_->flag(PathFlag::l1_get_ref);
+    if ((old & pte::kPresent) != 0) events_->flag(PathFlag::l1_put_ref);
     untrack(old, slot);
     track(now, slot);
     store(slot, now);

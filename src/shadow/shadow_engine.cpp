@@ -78,7 +78,7 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
     , populate_{populate}
     , empty_table_{pool_first}
     , filter_{vcpus}
-    , cache_{tables, pool_first + 1, pool_pages, filter_, counters_}
+    , cache_{tables, pool_first + 1, pool_pages, filter_, counters_, events_}
     , vcpus_(vcpus, Vcpu{{},
                          {},
                          false,
@@ -100,6 +100,7 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
 FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const Access& access,
                                 std::uint32_t error_code)
 {
+    events_.begin(vcpu, guest.paging, access.address, error_code);
     if (guest.paging == Paging::off) {
         IdentityTables identity;
         return ShadowMmu<kTwoLevel>{*this}.fault(identity, vcpu, identity_context(), access, error_code);
@@ -112,6 +113,7 @@ FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const 
 
 FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access)
 {
+    events_.begin_emulated(vcpu, guest.paging, access.address);
     if (guest.paging == Paging::off) {
         const GuestPhysical at{access.address.value()};
         if (const auto refused = refusal(vcpu, guest, access, Gfn::of(at)))
@@ -146,6 +148,7 @@ void ShadowEngine::keep_previous_root(Vcpu& vcpu, ShadowId left)
 
 void ShadowEngine::load_roots(unsigned vcpu, const GuestContext& guest)
 {
+    events_.begin(vcpu, guest.paging);
     Roots& roots = vcpus_[vcpu].roots;
     ++work_.roots_loaded;
     if (roots.paging != guest.paging) {
@@ -159,9 +162,21 @@ void ShadowEngine::load_roots(unsigned vcpu, const GuestContext& guest)
     vcpus_[vcpu].fast_emulation.reset();
     if (std::exchange(vcpus_[vcpu].resync_roots, false)) resync_reachable(vcpu);
     if (!listed()) resync_others_lightly(vcpu);
+    events_.tell(ShadowEventKind::update_cr3, [&](ShadowEvent& event) {
+        for (const ShadowId id : roots.ids) {
+            if (id != kNoShadow) event.tables.push_back(cache_[id].key.frame);
+        }
+    });
 }
 
 void ShadowEngine::flush(unsigned vcpu, GuestFlush flush, LinearAddress address)
+{
+    const bool one_page = flush == GuestFlush::address || flush == GuestFlush::page_fault;
+    events_.begin(vcpu, vcpus_[vcpu].roots.paging, one_page ? std::optional{address} : std::nullopt);
+    answer_flush(vcpu, flush, address);
+}
+
+void ShadowEngine::answer_flush(unsigned vcpu, GuestFlush flush, LinearAddress address)
 {
     const bool one_page = flush == GuestFlush::address || flush == GuestFlush::page_fault;
     switch (policy_->on_flush(vcpu, flush)) {
@@ -213,16 +228,32 @@ void ShadowEngine::resync_page(unsigned vcpu, GuestFlush flush, LinearAddress ad
 
 InvlpgAnswer ShadowEngine::invlpg(unsigned vcpu, LinearAddress address)
 {
+    events_.begin(vcpu, vcpus_[vcpu].roots.paging, address);
     ++counters_.invlpg;
     vcpus_[vcpu].virtual_tlb.clear();
     vcpus_[vcpu].fast_emulation.reset();
     InvlpgAnswer answer;
     in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { answer = mmu.invlpg_answer(vcpu, address); });
-    flush(vcpu, GuestFlush::address, address);
+    answer_flush(vcpu, GuestFlush::address, address);
+    events_.tell(ShadowEventKind::invlpg, [&](ShadowEvent& event) {
+        event.how = answer.suppress ? "nothing" : answer.flush_all ? "everything" : "page";
+    });
     return answer;
 }
 
 void ShadowEngine::emulated_store(std::span<const StorePart> parts)
+{
+    events_.begin_emulated(emulation_.vcpu, vcpus_[emulation_.vcpu].roots.paging);
+    store_and_propagate(parts);
+    if (!events_.observed()) return;
+    ShadowEvent::Write write{parts[0].at, std::nullopt, {}};
+    if (parts.size() > 1) write.second = parts[1].at;
+    for (const StorePart& part : parts)
+        write.bytes.insert(write.bytes.end(), part.bytes.begin(), part.bytes.end());
+    events_.stored(write);
+}
+
+void ShadowEngine::store_and_propagate(std::span<const StorePart> parts)
 {
     constexpr std::size_t kWidest = 8;  // what string instructions and vectors store is that many times
     std::size_t bytes = 0;
@@ -259,8 +290,14 @@ void ShadowEngine::emulated_store(std::span<const StorePart> parts)
     emulation_.remember.reset();
 }
 
-void ShadowEngine::count_further(Further outcome)
+void ShadowEngine::count_further(unsigned vcpu, Further outcome)
 {
+    events_.begin(vcpu, vcpus_[vcpu].roots.paging);
+    events_.tell(ShadowEventKind::emulate_further, [&](ShadowEvent& event) {
+        event.how = outcome == Further::wrote_table  ? "wrote_table"
+                    : outcome == Further::wrote_none ? "wrote_none"
+                                                     : "failed";
+    });
     switch (outcome) {
     case Further::wrote_table: ++counters_.em_ex_pt; break;
     case Further::wrote_none: ++counters_.em_ex_non_pt; break;
@@ -284,6 +321,8 @@ void ShadowEngine::consider_unshadowing(unsigned vcpu, GuestPhysical at, std::sp
     const Gfn frame = Gfn::of(at);
     if (zero_written == frame && cache_.is_table(frame)) {
         ++counters_.early_unshadow;
+        events_.flag(PathFlag::early_unshadow);
+        tell_of_table(ShadowEventKind::early_unshadow, frame);
         (void)unshadow(frame, true);
     }
     zero_written = frame;
@@ -304,18 +343,24 @@ void ShadowEngine::revalidate(Gfn frame, unsigned first, unsigned last, std::opt
 {
     if (any_level()) resync_all(emulation_.vcpu);
     bool failed = false;
+    const bool flush_was_due = cache_.flush_is_due();
     for (const ShadowId id : cache_.of_frame(frame)) {
         // Validating one may have dropped the last reference to the next.
         if (!cache_[id].alive() || cache_[id].key.type.format == except) continue;
         in_mode(*this, paging_of(cache_[id].key.type.format),
                 [&](auto mmu) { failed |= !mmu.validate(id, first, last); });
     }
+    if (!flush_was_due && cache_.flush_is_due()) events_.flag(PathFlag::set_flush);
     // A guest that writes such entries has no table there. Of accessed and dirty bits it knows nothing.
-    if (failed && !except) (void)unshadow(frame, false);
+    if (failed && !except) {
+        events_.flag(PathFlag::set_error);
+        (void)unshadow(frame, false);
+    }
 }
 
 void ShadowEngine::forget(Gfn frame)
 {
+    events_.begin(std::nullopt, Paging::off);
     for (const ShadowId id : cache_.of_frame(frame)) {
         if (cache_[id].alive()) cache_.clear_all(id);
     }
@@ -323,6 +368,7 @@ void ShadowEngine::forget(Gfn frame)
 
 void ShadowEngine::blow()
 {
+    events_.begin(std::nullopt, Paging::off);
     for (Vcpu& vcpu : vcpus_) release_roots(vcpu);
     while (!cache_.pinned().empty()) cache_.unpin(cache_.pinned().front());
     cache_.flush_due();
@@ -356,23 +402,30 @@ void ShadowEngine::make_room(std::uint64_t pages)
         const std::vector<ShadowId> by_age = cache_.pinned();
         for (const ShadowId id : by_age) {
             if (cache_.free_pages() >= wanted) break;
-            if (cache_[id].alive() && cache_[id].pinned && !in_use(id)) zap(id);
+            if (!cache_[id].alive() || !cache_[id].pinned || in_use(id)) continue;
+            tell_of_shadow(ShadowEventKind::prealloc_unpin, id);
+            zap(id);
         }
     }
     if (cache_.free_pages() >= pages) return;
     ++counters_.prealloc_1;
     while (!cache_.pinned().empty()) {
-        cache_.unpin(cache_.pinned().front());
+        const ShadowId oldest = cache_.pinned().front();
+        tell_of_shadow(ShadowEventKind::prealloc_unpin, oldest);
+        cache_.unpin(oldest);
         if (cache_.free_pages() >= pages) return;
     }
     ++counters_.prealloc_2;
     for (const Vcpu& vcpu : vcpus_) {
         for (const ShadowId root : vcpu.roots.ids) {
             if (root == kNoShadow) continue;
+            events_.flag(PathFlag::prealloc_unhook);
+            tell_of_shadow(ShadowEventKind::prealloc_unhook, root);
             cache_.clear_all(root);
             if (cache_.free_pages() >= pages) return;
         }
     }
+    events_.tell(ShadowEventKind::domf_dying, [](ShadowEvent&) {});
     throw DomainCrashed(fmt::format(
         "the hypervisor ended the domain: shadow pool exhausted: {} of {} pages are free, {} are needed",
         cache_.free_pages(), cache_.pool_pages(), pages));
@@ -413,6 +466,27 @@ void ShadowEngine::zap(ShadowId id)
     cache_.release(id);
 }
 
+void ShadowEngine::tell_of_shadow(ShadowEventKind kind, ShadowId shadow)
+{
+    events_.tell(kind, [&](ShadowEvent& event) {
+        event.frame = cache_[shadow].key.frame;
+        event.type = cache_[shadow].key.type;
+    });
+}
+
+void ShadowEngine::tell_of_entry(ShadowEventKind kind, Gfn table, ShadowSlot slot)
+{
+    events_.tell(kind, [&](ShadowEvent& event) {
+        event.frame = table;
+        event.entry = cache_.described(slot);
+    });
+}
+
+void ShadowEngine::tell_of_table(ShadowEventKind kind, Gfn table)
+{
+    events_.tell(kind, [&](ShadowEvent& event) { event.frame = table; });
+}
+
 void ShadowEngine::forget_hints(ShadowId destroyed)
 {
     const ShadowKey key = cache_[destroyed].key;
@@ -445,6 +519,7 @@ bool ShadowEngine::unshadow(Gfn frame, bool fast)
 {
     if (!cache_.is_table(frame)) return true;
     ++counters_.unshadow;
+    tell_of_table(ShadowEventKind::unshadow, frame);
     // Xen's order of types.
     auto ids = cache_.of_frame(frame);
     const auto rank = [&](ShadowId id) {
@@ -481,6 +556,7 @@ bool ShadowEngine::remove_write_access(unsigned vcpu, Gfn table, int level, Line
     const auto mfn = p2m_->mfn_of(table);
     if (!mfn || cache_.writable_mappings(*mfn).empty()) return false;
     ++counters_.writeable;
+    events_.flag(PathFlag::wrmap);
     const auto left = [&] { return !cache_.writable_mappings(*mfn).empty(); };
     // Those that are in a shadow, taken away.
     const auto shoot_in = [&](ShadowId shadow) {
@@ -520,15 +596,24 @@ bool ShadowEngine::remove_write_access(unsigned vcpu, Gfn table, int level, Line
                                                         &counters_.writeable_h_5,
                                                         &counters_.writeable_h_6};
             ++*counted[guess.heuristic];
+            events_.flag(PathFlag::wrmap_guess_found);
             if (!left()) return true;
         }
         if (mine.last_writable != kNoShadow) {
             work_.entries_searched += cache_[mine.last_writable].entries();
-            if (shoot_in(mine.last_writable)) ++counters_.writeable_h_5;
+            if (shoot_in(mine.last_writable)) {
+                ++counters_.writeable_h_5;
+                events_.flag(PathFlag::wrmap_guess_found);
+            }
             if (!left()) return true;
         }
     }
     ++(level > 0 ? counters_.writeable_bf : counters_.writeable_bf_1);
+    events_.flag(PathFlag::wrmap_brute_force);
+    events_.tell(ShadowEventKind::wrmap_bf, [&](ShadowEvent& event) {
+        event.frame = table;
+        event.level = level;
+    });
     for (const ShadowId shadow : cache_.leaf_shadows()) {
         work_.entries_searched += cache_[shadow].entries();
         if (!shoot_in(shadow)) continue;
@@ -564,6 +649,7 @@ void ShadowEngine::unsync(unsigned vcpu, Gfn frame)
     if (const auto loser = out_of_sync_.evicted_by(vcpu, frame)) {
         resync(vcpu, *loser);
         ++counters_.unsync_evict;
+        tell_of_table(ShadowEventKind::unsync_evict, *loser);
     }
     OutOfSyncTables::Table& table = out_of_sync_.add(vcpu, frame);
     if (declared_.repair == Repair::compare) {
@@ -571,6 +657,8 @@ void ShadowEngine::unsync(unsigned vcpu, Gfn frame)
         ++work_.snapshots;
     }
     ++counters_.unsync;
+    events_.flag(PathFlag::unsync);
+    tell_of_table(ShadowEventKind::unsync, frame);
 }
 
 bool ShadowEngine::revoke(Mfn table, ShadowSlot fixup)
@@ -590,10 +678,14 @@ void ShadowEngine::add_fixup(OutOfSyncTables::Table& table, ShadowSlot slot)
     auto& ring = table.fixups;
     if (ring.empty()) return;
     ++counters_.oos_fixup_add;
+    events_.flag(PathFlag::oos_fixup_add);
+    tell_of_entry(ShadowEventKind::oos_fixup_add, table.frame, slot);
     if (std::find(ring.begin(), ring.end(), slot) != ring.end()) return;
     ShadowSlot& place = ring[table.next_fixup];
     if (place.shadow != kNoShadow) {
         ++counters_.oos_fixup_evict;
+        events_.flag(PathFlag::oos_fixup_evict);
+        tell_of_entry(ShadowEventKind::oos_fixup_evict, table.frame, place);
         (void)revoke(p2m_->mfn_of(table.frame).value(), place);
     }
     place = slot;
@@ -632,6 +724,7 @@ void ShadowEngine::resync(unsigned vcpu, Gfn frame)
     resync_entries(*table);
     out_of_sync_.remove(frame);
     ++counters_.resync;
+    tell_of_table(ShadowEventKind::resync_full, frame);
 }
 
 void ShadowEngine::resync_own(unsigned vcpu)
@@ -663,7 +756,9 @@ void ShadowEngine::resync_others_lightly(unsigned vcpu)
     for (unsigned other = 0; other < vcpus_.size(); ++other) {
         if (other == vcpu) continue;
         for (const Gfn frame : out_of_sync_.of(other)) {
-            if (!proven_elsewhere(vcpu, frame)) resync_entries(*out_of_sync_.find(frame));
+            if (proven_elsewhere(vcpu, frame)) continue;
+            resync_entries(*out_of_sync_.find(frame));
+            tell_of_table(ShadowEventKind::resync_only, frame);
         }
     }
 }
@@ -685,6 +780,8 @@ void ShadowEngine::resync_domain(unsigned vcpu)
         }
     }
     counters_.resync += tables.size();
+    for (const OutOfSyncTables::Table& table : tables)
+        tell_of_table(ShadowEventKind::resync_full, table.frame);
 }
 
 void ShadowEngine::resync_reachable(unsigned vcpu)

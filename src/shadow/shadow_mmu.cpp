@@ -220,6 +220,7 @@ ShadowId ShadowMmu<Guest>::link_child(ShadowSlot slot, const ShadowKey& wanted, 
             e_->resync(e_->current_, wanted.frame);
         }
     }
+    if (wanted.type.level == 1) e_->events_.flag(PathFlag::l2_propagate);
     cache.link(slot, child, flags);
     if (kFormat == TableFormat::bits64 && wanted.type.level == 3 && !wanted.type.splinter &&
         e_->cache_.l3_may_be_pinned() && !e_->keyed_by_position()) {
@@ -283,7 +284,7 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
         const GuestWalk found = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::leave, path);
         if (found) {
             if (const auto refused = e_->refusal(vcpu, guest, access, Gfn::of(found->address))) {
-                e_->flush(vcpu, GuestFlush::page_fault, access.address);
+                e_->answer_flush(vcpu, GuestFlush::page_fault, access.address);
                 return *refused;
             }
         }
@@ -291,9 +292,10 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
     }
     const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::set, path);
     if (!walked) {
-        e_->flush(vcpu, GuestFlush::page_fault, access.address);
+        e_->answer_flush(vcpu, GuestFlush::page_fault, access.address);
         return walked;
     }
+    if (walked->assisted) e_->events_.flag(PathFlag::set_ad);
     if (e_->any_level() && walked->assisted) note_assists(path);
     // Accessed and dirty bits can only add rights to shadows of this format. As entries of another format
     // they mean anything.
@@ -360,6 +362,45 @@ void ShadowMmu<Guest>::count_walk_of_emulator(unsigned vcpu, const GuestContext&
 }
 
 template <PagingMode Guest>
+template <class Fill>
+void ShadowMmu<Guest>::end(ShadowEventKind kind, const WalkPath<space::GuestPhysical>& path,
+                           std::optional<Gfn> frame, Fill fill)
+{
+    e_->events_.tell(kind, [&](ShadowEvent& event) {
+        describe(event, path);
+        event.frame = frame;
+        fill(event);
+    });
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::end_emulated(ShadowEventKind kind, const Access& access,
+                                    const WalkPath<space::GuestPhysical>& path, GuestPhysical at,
+                                    std::string_view how)
+{
+    const auto fill = [&](ShadowEvent& event) {
+        describe(event, path);
+        event.frame = Gfn::of(at);
+        event.how = how;
+    };
+    if (access.kind == AccessKind::write) {
+        e_->events_.tell_with_store(kind, at, fill);
+    } else {
+        e_->events_.tell(kind, fill);
+    }
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::describe(ShadowEvent& event, const WalkPath<space::GuestPhysical>& path)
+{
+    if (path.tables[static_cast<std::size_t>(Guest.root_level())] == kIdentityTable) return;
+    for (int level = Guest.root_level(); level >= path.lowest; --level) {
+        event.tables.push_back(path.tables[static_cast<std::size_t>(level)]);
+    }
+    if (path.lowest <= Guest.levels) event.guest_entry = path.entries[static_cast<std::size_t>(path.lowest)];
+}
+
+template <PagingMode Guest>
 FaultAnswer ShadowMmu<Guest>::emulated_at(unsigned vcpu, GuestPhysical address)
 {
     ++e_->work_.emulated;
@@ -405,6 +446,7 @@ std::optional<FaultAnswer> ShadowMmu<Guest>::emulate_fast(Tables& tables, unsign
         if (walked && !walked->assisted && walked->dirty && Gfn::of(walked->address) == hint->table) {
             ++e_->counters_.fault_fast_emulate;
             count_walk_of_emulator(vcpu, guest, access, path, hint->table);
+            end_emulated(ShadowEventKind::emulate, access, path, walked->address, "fast");
             return emulated_write_at(vcpu, walked->address);
         }
     }
@@ -451,8 +493,8 @@ std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rul
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
-                                const GuestContext& guest)
+unsigned ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
+                                    const GuestContext& guest)
 {
     constexpr unsigned kPageEntries = 512;
     ShadowCache& cache = e_->cache_;
@@ -460,39 +502,45 @@ void ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::GuestPhys
     const unsigned room = kPageEntries - slot.index % kPageEntries;  // never into another page of the shadow
     const unsigned count = std::min(e_->declared_.sizes.prefetch_window, room);
     OutOfSyncTables::Table* const loose = path.lowest == 1 ? e_->out_of_sync_.find(path.tables[1]) : nullptr;
+    unsigned filled = 0;
     for (unsigned i = 1; i < count; ++i) {
         const ShadowSlot next{slot.shadow, static_cast<std::uint16_t>(slot.index + i)};
-        if (cache.entry(next) != 0) return;
+        if (cache.entry(next) != 0) break;
         if (path.lowest > 1) {
             // A piece of a superpage: fabricated.
             const auto mfn = e_->p2m_->mfn_of(key.frame + next.index);
-            if (!mfn) return;
+            if (!mfn) break;
             if (e_->withheld(key.frame + next.index, key.role)) continue;
             const bool table = e_->declared_.protects_tables && cache.is_table(key.frame + next.index);
             std::uint64_t flags = splinter_flags(key.role);
             if (table) flags &= ~pte::kWritable;
             cache.set_leaf(next, mfn->address().value() | flags);
+            ++filled;
             continue;
         }
         using Word = detail::EntryWord<Guest>;
         const unsigned offset = path.offsets[1] + i * Guest.entry_bytes;
         const Word raw = e_->guest_memory_.template load<Word>(path.tables[1], offset);
         const Pte<Guest> entry{raw};
-        if (entry.present() && (!entry.accessed() || (entry.has(pte::kWritable) && !entry.dirty()))) return;
-        cache.set_leaf(next, leaf_for(entry, guest.rules.entries, key.role, false));
+        if (entry.present() && (!entry.accessed() || (entry.has(pte::kWritable) && !entry.dirty()))) break;
+        const std::uint64_t leaf = leaf_for(entry, guest.rules.entries, key.role, false);
+        cache.set_leaf(next, leaf);
+        if (leaf != 0) ++filled;
         if (loose != nullptr) std::memcpy(loose->snapshot.data() + offset, &raw, sizeof raw);
     }
+    return filled;
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::prefetch_group(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
-                                      const GuestContext& guest)
+unsigned ShadowMmu<Guest>::prefetch_group(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
+                                          const GuestContext& guest)
 {
     ShadowCache& cache = e_->cache_;
     const ShadowKey key = cache[slot.shadow].key;
     const unsigned count = e_->declared_.sizes.prefetch_window;
     const unsigned first = slot.index - slot.index % count;
     const unsigned table_offset = path.offsets[1] - slot.index % count * Guest.entry_bytes;
+    unsigned filled = 0;
     for (unsigned i = 0; i < count; ++i) {
         const ShadowSlot one{slot.shadow, static_cast<std::uint16_t>(first + i)};
         if (cache.entry(one) != 0) continue;
@@ -511,9 +559,11 @@ void ShadowMmu<Guest>::prefetch_group(ShadowSlot slot, const WalkPath<space::Gue
             leaf = leaf_for(Pte<Guest>{raw}, guest.rules.entries, key.role, false);
         }
         // Where one can't be used, the next ones seldom can.
-        if (leaf == 0) return;
+        if (leaf == 0) break;
         cache.set_leaf(one, leaf);
+        ++filled;
     }
+    return filled;
 }
 
 template <PagingMode Guest>
@@ -529,9 +579,13 @@ FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const GuestContext& g
             in_use |= path.tables[static_cast<std::size_t>(level)] == frame;
         }
         ++e_->counters_.fault_emulate_failed;
-        if (!in_use && e_->unshadow(frame, false)) return {};
+        if (!in_use && e_->unshadow(frame, false)) {
+            end(ShadowEventKind::emulate_unshadow_user, path, frame);
+            return {};
+        }
     }
     count_walk_of_emulator(vcpu, guest, access, path, frame);
+    end_emulated(ShadowEventKind::emulate, access, path, address, "table");
     const FaultAnswer answer = emulated_write_at(vcpu, address);
     e_->emulation_.remember = {access.address.value() >> kPageShift, frame};
     return answer;
@@ -561,6 +615,8 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         if (!walked) {
             ++counters.fault_bail_real_fault;
             mine.zero_written.reset();
+            end(ShadowEventKind::not_shadow, path, std::nullopt,
+                [&](ShadowEvent& event) { event.guest_error_code = walked.error().error_code; });
             return {FaultAnswer::Kind::guest, walked.error(), {}};
         }
         const std::uint32_t proved = guest.rules.control.access_bits(access) | pf::kPresent;
@@ -604,6 +660,8 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
         if (linked && e_->populate_ == Populate::step) {
             if (level > 2 && !e_->listed()) e_->resync_all(vcpu);
             ++counters.fault_linked;
+            end(ShadowEventKind::link, path, page,
+                [&](ShadowEvent& event) { event.type = e_->cache_[at].key.type; });
             return {};
         }
     }
@@ -612,6 +670,7 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     if (!mfn) {
         ++counters.fault_mmio;
         mine.zero_written.reset();
+        end_emulated(ShadowEventKind::mmio, access, path, walked.address, {});
         return emulated_at(vcpu, walked.address);
     }
     bool table = e_->declared_.protects_tables && e_->cache_.is_table(page);
@@ -639,8 +698,10 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     if (target != nullptr && (leaf & pte::kWritable) != 0) e_->add_fixup(*target, slot);
     if (leaf != 0) leaf |= mark;
     e_->cache_.set_leaf(slot, leaf);
+    unsigned prefetched = 0;
     if (e_->declared_.switches.prefetch) {
-        e_->declared_.prefetch_aligned ? prefetch_group(slot, path, guest) : prefetch(slot, path, guest);
+        prefetched =
+            e_->declared_.prefetch_aligned ? prefetch_group(slot, path, guest) : prefetch(slot, path, guest);
     }
 
     const bool distrusted = access.user_mode && e_->declared_.gives_up_user_written;
@@ -654,10 +715,15 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     if (denied(walked.rights, hardware, access) != 0) {
         ++counters.fault_emulate_wp;
         count_walk_of_emulator(vcpu, guest, access, path, page);
+        end_emulated(ShadowEventKind::emulate, access, path, walked.address, "wp");
         return emulated_write_at(vcpu, walked.address);
     }
     ++counters.fault_fixed;
     mine.zero_written.reset();
+    end(ShadowEventKind::fixup, path, page, [&](ShadowEvent& event) {
+        event.entry = e_->cache_.described(slot);
+        event.prefetched = prefetched;
+    });
     return {};
 }
 
@@ -850,12 +916,15 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
         const Word raw = e_->guest_memory_.template load<Word>(key.frame, i * Guest.entry_bytes);
         const Pte<Guest> entry{raw};
         const ShadowSlot slot{shadow, static_cast<std::uint16_t>(i * key.type.entries_per_guest_entry())};
+        const std::uint64_t before = cache.entry(slot);
         if (level == 1) {
             cache.set_leaf(slot, leaf_for(entry, rules, key.role, false));
+            if (cache.entry(slot) != before) e_->events_.flag(PathFlag::set_changed);
             if (loose != nullptr)
                 std::memcpy(loose->snapshot.data() + std::size_t{i} * Guest.entry_bytes, &raw, sizeof raw);
             continue;
         }
+        if (level == 2) e_->events_.flag(PathFlag::l2_propagate);
         const std::uint64_t flags = propagated_flags(entry, level, rules);
         ShadowId child = kNoShadow;
         if (entry.present()) {
@@ -878,10 +947,12 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
             }
         }
         if (flags == 0 || child == kNoShadow) {
+            if (before != 0) e_->events_.flag(PathFlag::set_changed);
             cache.clear(slot);
             continue;
         }
         cache.link(slot, child, flags);
+        if (cache.entry(slot) != before) e_->events_.flag(PathFlag::set_changed);
         if (kFormat == TableFormat::bits64 && level == 4 && e_->cache_.l3_may_be_pinned()) cache.pin(child);
     }
     return fine;

@@ -7,6 +7,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <mmusim/shadow/shadow_engine.hpp>
@@ -79,6 +80,17 @@ private:
     /// virtual TLB would say may be stale.)
     void count_walk_of_emulator(unsigned vcpu, const GuestContext& guest, const Access& access,
                                 const WalkPath<space::GuestPhysical>& path, Gfn found);
+    // A fault ends: what is told of it. (A write that is emulated ends with its store.)
+    template <class Fill>
+    void end(ShadowEventKind kind, const WalkPath<space::GuestPhysical>& path, std::optional<Gfn> frame,
+             Fill fill);
+    void end(ShadowEventKind kind, const WalkPath<space::GuestPhysical>& path, std::optional<Gfn> frame)
+    {
+        end(kind, path, frame, [](ShadowEvent&) {});
+    }
+    void end_emulated(ShadowEventKind kind, const Access& access, const WalkPath<space::GuestPhysical>& path,
+                      GuestPhysical at, std::string_view how);
+    static void describe(ShadowEvent& event, const WalkPath<space::GuestPhysical>& path);
     /// The access is done for the guest; if it is a write, its store comes next.
     [[nodiscard]] FaultAnswer emulated_at(unsigned vcpu, GuestPhysical address);
     /// The same for a write to RAM. A PAE guest writes an entry in two halves: the second one, it is hoped,
@@ -123,15 +135,15 @@ private:
     [[nodiscard]] FaultAnswer build(unsigned vcpu, const GuestContext& guest, const Access& access,
                                     const Translation<space::GuestPhysical>& walked,
                                     const WalkPath<space::GuestPhysical>& path, bool write);
-    /// Fills entries after `slot`, as far as the guest's are in use.
-    void prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path, const GuestContext& guest);
+    /// Fills entries after `slot`, as far as the guest's are in use; how many.
+    unsigned prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path, const GuestContext& guest);
     /// The level-1 entry for a guest entry in a shadow with this role, or 0. `write`: a write that is under
     /// way.
     [[nodiscard]] std::uint64_t leaf_for(Pte<Guest> entry, const EntryRules& rules, std::uint8_t role,
                                          bool write) const;
     /// Entries of the aligned group around `slot`.
-    void prefetch_group(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
-                        const GuestContext& guest);
+    unsigned prefetch_group(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
+                            const GuestContext& guest);
     [[nodiscard]] ShadowId find_or_create(const ShadowKey& key);
     void load_root(unsigned vcpu, ShadowId& slot, const ShadowKey* wanted);
     [[nodiscard]] const ShadowKey* root_key(unsigned vcpu, const GuestContext& guest, unsigned slot,

@@ -165,9 +165,14 @@ try {
     add_replay_options(*replay_verb, replay.config);
     replay_verb->add_option("--stats", replay.stats, "write the statistics document (-: standard output)")
         ->type_name("FILE");
+    replay_verb
+        ->add_option("--events", replay.events,
+                     "write what the shadow engine does, a line of JSON each (-: standard output)")
+        ->type_name("FILE");
     replay_verb->footer(
         "Examples:\n"
         "  mmusim replay traces/linux-6.1-amd64-4level.jsonl.zst --check\n"
+        "  mmusim replay traces/linux-6.1-amd64-4level.jsonl.zst --limit 300 --events -\n"
         "  mmusim replay traces/linux-6.1-686pae-pae.jsonl.zst --mode 3-on-3 --policy tlb-like --p2m "
         "shuffled:7\n"
         "  mmusim replay traces/linux-6.1-686-2level.jsonl.zst --set shadow.populate=step --stats -");

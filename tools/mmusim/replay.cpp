@@ -7,7 +7,9 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <stdexcept>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -15,6 +17,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <mmusim/replay/event_line.hpp>
 #include <mmusim/replay/statistics.hpp>
 #include <mmusim/trace/trace_reader.hpp>
 
@@ -67,19 +70,83 @@ private:
     bool shown_ = false;
 };
 
+/// Where the events go: opened before the replay, written between its records.
+class EventFile : public ShadowObserver {
+public:
+    explicit EventFile(const std::string& path) : path_{path}
+    {
+        if (!wanted()) return;
+        file_ = to_stdout() ? stdout : std::fopen(path.c_str(), "wb");
+        if (file_ == nullptr) throw std::system_error(errno, std::generic_category(), path_);
+    }
+    EventFile(const EventFile&) = delete;
+    EventFile& operator=(const EventFile&) = delete;
+    ~EventFile() override
+    {
+        if (file_ != nullptr && file_ != stdout) std::fclose(file_);
+    }
+    [[nodiscard]] bool wanted() const { return !path_.empty(); }
+    [[nodiscard]] bool to_stdout() const { return path_ == "-"; }
+
+    void of(const Replayer& replayer) { replayer_ = &replayer; }
+    void on_event(const ShadowEvent& event) override
+    {
+        const auto* const clock = replayer_->machine().clock();
+        text_ += to_json_line(event, replayer_->record(),
+                              clock != nullptr ? std::optional{clock->now()} : std::nullopt);
+        text_ += '\n';
+    }
+    /// Whether what has been told so far could be written; it may wait for more.
+    [[nodiscard]] bool write()
+    {
+        if (text_.size() < kAtATime) return true;
+        return put();
+    }
+    [[nodiscard]] bool finish()
+    {
+        if (!wanted()) return true;
+        if (!put()) return false;
+        if (to_stdout()) return true;  // flushed at the end of the command
+        std::FILE* const file = std::exchange(file_, nullptr);
+        if (std::fclose(file) == 0) return true;
+        error_ = errno;
+        return false;
+    }
+    [[nodiscard]] std::string error() const
+    {
+        return std::system_error(error_, std::generic_category(), path_).what();
+    }
+
+private:
+    static constexpr std::size_t kAtATime = 1 << 16;
+    bool put()
+    {
+        const bool done = std::fwrite(text_.data(), 1, text_.size(), file_) == text_.size();
+        if (!done) error_ = errno;
+        text_.clear();
+        return done;
+    }
+    std::string path_;
+    std::FILE* file_ = nullptr;
+    const Replayer* replayer_ = nullptr;
+    std::string text_;
+    int error_ = 0;
+};
+
 /// What a replay ended with, besides its counts.
 struct Ending {
     std::string error;  ///< why the trace was not replayed to its end
     int code = kDone;
 };
 
-Ending run(TraceReader& reader, Replayer& replayer)
+Ending run(TraceReader& reader, Replayer& replayer, EventFile& events)
 {
     Progress progress;
     Record record;
     try {
         while (!replayer.finished() && reader.next(record)) {
             replayer.replay(record);
+            if (!events.write()) return {events.error(), kBadInput};
             progress.show(reader.records());
         }
     } catch (const TraceError& error) {
@@ -213,12 +280,39 @@ private:
     std::ofstream file_;
 };
 
+bool same_file(const std::string& one, const std::string& other)
+{
+    namespace fs = std::filesystem;
+    std::error_code ignored;
+    if (one.empty() || other.empty() || (fs::exists(other, ignored) && !fs::is_regular_file(other, ignored)))
+        return false;  // a device, say
+    return fs::weakly_canonical(one, ignored) == fs::weakly_canonical(other, ignored) ||
+           fs::equivalent(one, other, ignored);
+}
+
+/// Whether events can be told, and written without harm to another file.
+void check_events(const ReplayOptions& options, const ReplayConfig& config)
+{
+    if (options.events.empty()) return;
+    const auto refuse = [](const std::string& why) { throw std::runtime_error("--events: " + why); };
+    if (config.mode == TranslationMode::native) refuse("there is no shadow engine in mode native");
+    if (options.events == "-" && options.stats == "-") {
+        refuse("standard output is taken by --stats");
+    }
+    if (same_file(options.trace, options.events)) refuse(options.events + " is the trace");
+    if (same_file(options.stats, options.events)) {
+        refuse(options.events + " is also the file of --stats");
+    }
+}
+
 }  // namespace
 
 int replay(const ReplayOptions& options)
 {
     const ReplayConfig config = options.config.effective();
+    check_events(options, config);
     const auto configuration = to_json(config);
+    EventFile events{options.events};
     StatisticsFile statistics{options.stats};
     StatisticsDocument document;
     document.config = &configuration;
@@ -236,8 +330,13 @@ int replay(const ReplayOptions& options)
         document.trace_name = reader.header().name;
         const auto start = Clock::now();
         Replayer replayer{reader.header(), config, builtin_shadow_policies()};
-        ending = run(reader, replayer);
+        if (events.wanted()) {
+            events.of(replayer);
+            replayer.observe(&events);
+        }
+        ending = run(reader, replayer, events);
         replayer.finish();
+        if (!events.finish() && ending.error.empty()) ending = {events.error(), kBadInput};
         document.complete = ending.error.empty();
         document.total = replayer.total();
         document.cpu = replayer.machine().config().cpu;
@@ -245,7 +344,7 @@ int replay(const ReplayOptions& options)
         document.phases = replayer.phases();
         document.host = {seconds_since(start), peak_memory_bytes()};
 
-        std::FILE* const people = statistics.to_stdout() ? stderr : stdout;
+        std::FILE* const people = statistics.to_stdout() || events.to_stdout() ? stderr : stdout;
         print_summary(people, reader.header(), config, document);
         print_mismatches(people, replayer);
         if (config.check_coherence) print_violations(people, replayer);

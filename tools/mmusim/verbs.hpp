@@ -40,7 +40,8 @@ struct ConfigOptions {
 struct ReplayOptions {
     ConfigOptions config;
     std::string trace;
-    std::string stats;  ///< a file, "-", or empty
+    std::string stats;   ///< a file, "-", or empty
+    std::string events;  ///< the same
 };
 int replay(const ReplayOptions& options);
 

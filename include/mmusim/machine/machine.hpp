@@ -198,6 +198,14 @@ public:
     /// The vCPU enters or leaves secure mode, in the hypervisor: an exit.
     void set_secure_mode(unsigned vcpu, bool on);
 
+    /// From now on `observer` is told what the shadow engine does; null: nobody is. Stays over a reset.
+    void observe(ShadowObserver* observer);
+    /// Tells of emulated writes whose store has not come (`store`), and will not.
+    void complete_events()
+    {
+        if (shadow_) shadow_->complete_events();
+    }
+
     // --- what there is to see -----------------------------------------------------------------------
 
     [[nodiscard]] const Registers& registers(unsigned vcpu) const { return vcpus_[vcpu].registers; }
@@ -356,6 +364,7 @@ private:
     std::unique_ptr<CoherenceOracle> oracle_;
     std::vector<std::string> violations_;
     std::unique_ptr<ShadowEngine> shadow_;
+    ShadowObserver* observer_ = nullptr;
     std::vector<Vcpu> vcpus_;
     std::vector<PageAccess> pages_;    ///< of the instruction under way
     std::vector<std::uint64_t> gaps_;  ///< before its operands; 0 once they have passed

@@ -56,6 +56,11 @@ public:
 
     /// Replays one record. Throws RecordError, and AuditFailure where an audit is due and finds something.
     void replay(const Record& record);
+    /// From now on `observer` is told what the shadow engine does, skipped records left out; null: nobody is.
+    /// In native mode there is nothing to tell.
+    void observe(ShadowObserver* observer);
+    /// The record under way, or replayed last; 1 is the first after the header, 0: none yet.
+    [[nodiscard]] std::uint64_t record() const { return record_; }
     /// Whether the limit of the configuration has been reached.
     [[nodiscard]] bool finished() const;
     /// Ends the last phase. Call once, after the last record.
@@ -119,6 +124,7 @@ private:
     TraceHeader header_;
     Machine machine_;
     bool checking_ = false;
+    ShadowObserver* observer_ = nullptr;
     std::uint64_t record_ = 0;           ///< number of the record under way
     Statistics running_;                 ///< all that was counted here; the machine's own counters apart
     Statistics before_resets_;           ///< the machine's counters that resets have ended

@@ -27,6 +27,7 @@
 
 #include <mmusim/shadow/counters.hpp>
 #include <mmusim/shadow/flush_filter.hpp>
+#include <mmusim/shadow/shadow_events.hpp>
 #include <mmusim/shadow/shadow_type.hpp>
 #include <mmusim/words/address.hpp>
 #include <mmusim/words/memory.hpp>
@@ -74,7 +75,7 @@ public:
     /// Shadow pages are taken from `pool_first` upwards, `pool_pages` of them. `filter`: who has to flush
     /// before a page is used again.
     ShadowCache(SparseMemory& machine, Mfn pool_first, std::uint64_t pool_pages, FlushFilter& filter,
-                ShadowCounters& counters);
+                ShadowCounters& counters, ShadowEvents& events);
 
     [[nodiscard]] const Shadow& operator[](ShadowId id) const { return shadows_[id]; }
 
@@ -121,6 +122,12 @@ public:
     [[nodiscard]] std::vector<ShadowId> leaf_shadows() const;
 
     [[nodiscard]] std::uint64_t entry(ShadowSlot slot) const;
+    /// For an event.
+    [[nodiscard]] ShadowEvent::Entry described(ShadowSlot slot) const
+    {
+        const ShadowKey& key = shadows_[slot.shadow].key;
+        return {key.type, key.frame, slot.index, entry(slot)};
+    }
     /// The shadow that an entry above level 1 references; kNoShadow if it is not present.
     [[nodiscard]] ShadowId child(ShadowSlot slot) const;
     /// The same, also of an entry that was put to sleep.
@@ -146,6 +153,7 @@ public:
 
     /// The hardware has to be flushed, on all vCPUs.
     void flush_due() { flush_due_ = true; }
+    [[nodiscard]] bool flush_is_due() const { return flush_due_; }
     /// Whether it had to since the last call.
     [[nodiscard]] bool take_flush_due() { return std::exchange(flush_due_, false); }
     /// Entries written so far, steps along chains of the hash table.
@@ -196,6 +204,7 @@ private:
     SparseMemory* machine_;
     FlushFilter* filter_;
     ShadowCounters* counters_;
+    ShadowEvents* events_;
     bool flush_due_ = false;
     bool l3_may_be_pinned_ = false;
     /// When a writable mapping was replaced last, by the filter's clock.

@@ -37,6 +37,7 @@
 #include <mmusim/shadow/policy.hpp>
 #include <mmusim/shadow/secure_frames.hpp>
 #include <mmusim/shadow/shadow_cache.hpp>
+#include <mmusim/shadow/shadow_events.hpp>
 #include <mmusim/shadow/virtual_tlb.hpp>
 #include <mmusim/words/access.hpp>
 #include <mmusim/words/cpuid.hpp>
@@ -136,7 +137,7 @@ public:
     void emulated_store(std::span<const StorePart> parts);
     /// What came of a further instruction that was tried.
     enum class Further : std::uint8_t { wrote_table, wrote_none, failed };
-    void count_further(Further outcome);
+    void count_further(unsigned vcpu, Further outcome);
     /// Whether a write of the guest to this frame would trap.
     [[nodiscard]] bool traps_writes_to(Gfn frame) const
     {
@@ -158,6 +159,11 @@ public:
     /// vCPU is not in secure mode.
     [[nodiscard]] std::optional<PageFault> refusal(unsigned vcpu, const GuestContext& guest,
                                                    const Access& access, Gfn frame) const;
+
+    /// From now on `observer` is told what happens; null: nobody is.
+    void observe(ShadowObserver* observer) { events_.observe(observer); }
+    /// Tells of an emulated write whose store has not come, and will not.
+    void complete_events() { events_.complete(); }
 
     /// Whether the hardware has to drop what it has cached, on all vCPUs: asked after each verb.
     [[nodiscard]] bool take_flush_due() { return cache_.take_flush_due(); }
@@ -202,6 +208,11 @@ private:
         std::optional<Vcpu::FastEmulation> remember;  ///< if the page is still a table afterwards
     };
 
+    void answer_flush(unsigned vcpu, GuestFlush flush, LinearAddress address);
+    void store_and_propagate(std::span<const StorePart> parts);
+    void tell_of_shadow(ShadowEventKind kind, ShadowId shadow);
+    void tell_of_table(ShadowEventKind kind, Gfn table);
+    void tell_of_entry(ShadowEventKind kind, Gfn table, ShadowSlot slot);
     /// What the keys of a vCPU's shadows have in their role besides control bits.
     [[nodiscard]] std::uint8_t view_of(unsigned vcpu) const
     {
@@ -286,6 +297,7 @@ private:
     Populate populate_;
     Mfn empty_table_;
     ShadowCounters counters_;
+    ShadowEvents events_;
     ShadowWork work_;  ///< what is not counted elsewhere
     FlushFilter filter_;
     ShadowCache cache_;
