@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mmusim/machine/machine.hpp>
 
+#include <algorithm>
 #include <cassert>
 #include <utility>
 
@@ -27,20 +28,31 @@ constexpr std::array<std::pair<TranslationMode, std::string_view>, 6> kModeNames
 constexpr std::uint64_t kPoolFrames = std::uint64_t{1} << 22;
 
 /// The machine itself: everything that its CPU can do.
-constexpr Cpuid kHostCpuid{.vendor = Vendor::intel,
-                           .physical_address_bits = kMaxPhysicalAddressBits,
-                           .nx = true,
-                           .pse = true,
-                           .pse36 = true,
-                           .pge = true,
-                           .pcid = true,
-                           .invpcid = true,
-                           .smep = true,
-                           .smap = true,
-                           .pku = true,
-                           .pks = true,
-                           .page1gb = true,
-                           .la57 = true};
+constexpr Cpuid host_cpuid(unsigned physical_address_bits)
+{
+    return {.vendor = Vendor::intel,
+            .physical_address_bits = physical_address_bits,
+            .nx = true,
+            .pse = true,
+            .pse36 = true,
+            .pge = true,
+            .pcid = true,
+            .invpcid = true,
+            .smep = true,
+            .smap = true,
+            .pku = true,
+            .pks = true,
+            .page1gb = true,
+            .la57 = true};
+}
+
+/// Its width: where all frames in use (before `end`) fit, one bit is left for marks in shadow entries.
+unsigned machine_bits(Mfn end)
+{
+    constexpr unsigned kWithMarks = kMaxPhysicalAddressBits - 1;
+    const bool fits = end.number() <= std::uint64_t{1} << (kWithMarks - kPageShift);
+    return fits ? kWithMarks : kMaxPhysicalAddressBits;
+}
 
 bool mode_fits(TranslationMode mode, Paging paging)
 {
@@ -100,6 +112,7 @@ Machine::Machine(MachineConfig config)
                           kPoolFrames)}
     , table_memory_{pool_ || native() ? &machine_ : &bank_}
     , tables_{*table_memory_}
+    , machine_bits_{machine_bits(std::max(p2m_.end(), pool_.value_or(Mfn{}) + kPoolFrames))}
     , vcpus_(config_.vcpus)
 {
     if (!config_.cpu) config_.cpu = std::make_shared<const CpuProfile>();
@@ -126,7 +139,7 @@ void Machine::start()
     if (!native()) {
         shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
                                                  config_.policy(), config_.populate, pool_.value_or(Mfn{}),
-                                                 pool_pages());
+                                                 pool_pages(), machine_bits_);
         shadow_->observe(observer_);
     }
     if (config_.clock != ClockKind::off) {
@@ -222,7 +235,8 @@ void Machine::refresh(unsigned index)
         // the guest's rights in force only while the guest has paging on.
         const PagingMode shadow_mode = shadow_mode_of(mode_of(paging));
         hardware.paging = shadow_mode.paging;
-        hardware.rules.entries = entry_rules(shadow_mode, kHostCpuid, {.nxe = true, .pse = false});
+        hardware.rules.entries =
+            entry_rules(shadow_mode, host_cpuid(machine_bits_), {.nxe = true, .pse = false});
         hardware.rules.control = paging == Paging::off ? RightsControl{} : vcpu.guest.rules.control;
         hardware.rules.control.write_protect = true;
         hardware.root = shadow_->hardware_root(index);
@@ -632,6 +646,16 @@ void Machine::forget(Gfn frame)
     if (!shadow_) return;
     shadow_->forget(frame);
     settle_all();
+}
+
+void Machine::pagetable_dying(unsigned vcpu, GuestPhysical root)
+{
+    if (!shadow_) return;
+    give_up_further(vcpu);
+    in_hypervisor(vcpu, [&] {
+        shadow_->pagetable_dying(vcpu, root);
+        return false;
+    });
 }
 
 void Machine::blow_shadows()

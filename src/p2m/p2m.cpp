@@ -194,19 +194,30 @@ std::optional<Gfn> P2m::gfn_of(Mfn mfn) const
     return std::nullopt;
 }
 
-std::optional<Mfn> P2m::free_run(Mfn from, std::uint64_t count) const
+std::vector<std::pair<std::uint64_t, std::uint64_t>> P2m::used() const
 {
-    // The machine frames in use, as sorted runs.
-    std::vector<std::pair<std::uint64_t, std::uint64_t>> used;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> runs;
     if (layout_.kind == P2mLayout::Kind::listed) {
-        for (const auto& entry : by_mfn_) used.emplace_back(entry.mfn.number(), entry.count);
+        for (const auto& entry : by_mfn_) runs.emplace_back(entry.mfn.number(), entry.count);
     } else {
         for (const GfnRange& range : ram_.ranges()) {
-            used.emplace_back(range.first.number() + layout_.offset, range.count);
+            runs.emplace_back(range.first.number() + layout_.offset, range.count);
         }
     }
+    return runs;
+}
+
+Mfn P2m::end() const
+{
+    const auto runs = used();
+    return runs.empty() ? Mfn{} : Mfn{runs.back().first + runs.back().second};
+}
+
+std::optional<Mfn> P2m::free_run(Mfn from, std::uint64_t count) const
+{
+    const auto runs = used();
     const auto first_free = [&](std::uint64_t at) -> std::optional<Mfn> {
-        for (const auto& [first, frames] : used) {
+        for (const auto& [first, frames] : runs) {
             if (first + frames <= at) continue;
             if (first >= at && first - at >= count) break;
             at = first + frames;

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <mmusim/shadow/magic_entry.hpp>
 #include <mmusim/words/pte.hpp>
 
 namespace mmusim {
@@ -34,10 +35,15 @@ bool takes_away(std::uint64_t old, std::uint64_t now)
            (now & ~old & pte::kNoExecute) != 0;
 }
 
+/// Whether a level-1 entry maps a page.
+bool maps(std::uint64_t entry)
+{
+    return (entry & pte::kPresent) != 0 && !magic::is_mark(entry);
+}
+
 bool maps_writable(std::uint64_t entry)
 {
-    constexpr std::uint64_t kBoth = pte::kPresent | pte::kWritable;
-    return (entry & kBoth) == kBoth;
+    return maps(entry) && (entry & pte::kWritable) != 0;
 }
 
 }  // namespace
@@ -387,8 +393,8 @@ void ShadowCache::set_leaf(ShadowSlot slot, std::uint64_t now)
     assert(shadows_[slot.shadow].key.type.level == 1);
     const std::uint64_t old = entry(slot);
     if (old == now) return;
-    if ((now & pte::kPresent) != 0) events_->flag(PathFlag::l1_get_ref);
-    if ((old & pte::kPresent) != 0) events_->flag(PathFlag::l1_put_ref);
+    if (maps(now)) events_->flag(PathFlag::l1_get_ref);
+    if (maps(old)) events_->flag(PathFlag::l1_put_ref);
     untrack(old, slot);
     track(now, slot);
     store(slot, now);

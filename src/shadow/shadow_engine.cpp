@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include <fmt/format.h>
+#include <boost/container/static_vector.hpp>
 
 #include <mmusim/shadow/write_map_guess.hpp>
 
@@ -69,7 +70,7 @@ std::uint64_t default_shadow_pool(unsigned vcpus, std::uint64_t ram_pages)
 
 ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
                            unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate,
-                           Mfn pool_first, std::uint64_t pool_pages)
+                           Mfn pool_first, std::uint64_t pool_pages, unsigned machine_bits)
     : p2m_{&p2m}
     , cpuid_{cpuid}
     , guest_memory_{machine, p2m}
@@ -86,9 +87,15 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
                          false,
                          {},
                          kNoShadow,
+                         false,
                          {}})
     , out_of_sync_{listed() ? OutOfSyncTables{declared_.sizes.fixups}
                             : OutOfSyncTables{vcpus, declared_.sizes.out_of_sync, declared_.sizes.fixups}}
+    , marks_mmio_{declared_.switches.fast_fault_path && declared_.keyed_by == ShadowKeying::frame_and_type &&
+                  machine_bits < kMaxPhysicalAddressBits}
+    // A guest makes entries present without a flush: where it writes a table freely, no mark may tell.
+    , marks_absent_{marks_mmio_ && declared_.protects_tables && declared_.coherent() &&
+                    declared_.sizes.out_of_sync == 0}
 {
     require_sound(declared_);
     cache_.let_l3_be_pinned(declared_.switches.linux_l3_toplevel);
@@ -319,13 +326,67 @@ void ShadowEngine::consider_unshadowing(unsigned vcpu, GuestPhysical at, std::sp
     // Elsewhere it may be the second half of an entry: no reason to begin anew.
     if (at.value() % emulation_.entry_bytes != 0) return;
     const Gfn frame = Gfn::of(at);
-    if (zero_written == frame && cache_.is_table(frame)) {
+    const bool torn_down = vcpus_[vcpu].dying || (!dying_used_ && zero_written == frame);
+    const auto top_level = [&] {
+        const auto ids = cache_.of_frame(frame);
+        return std::any_of(ids.begin(), ids.end(), [&](ShadowId id) { return cache_[id].key.type.top(); });
+    };
+    // A guest that tells which roots are dying will do so for this one too.
+    if (torn_down && cache_.is_table(frame) && !(dying_used_ && top_level())) {
         ++counters_.early_unshadow;
         events_.flag(PathFlag::early_unshadow);
         tell_of_table(ShadowEventKind::early_unshadow, frame);
         (void)unshadow(frame, true);
     }
     zero_written = frame;
+}
+
+void ShadowEngine::pagetable_dying(unsigned vcpu, GuestPhysical root)
+{
+    const Paging paging = vcpus_[vcpu].roots.paging;
+    const PagingMode mode = mode_of(paging);
+    events_.begin(vcpu, paging);
+    boost::container::static_vector<Gfn, 4> tables;
+    if (mode.top_in_registers) {
+        const GuestPhysical pdptes{root.value() & ~std::uint64_t{31}};
+        for (unsigned i = 0; i < 4; ++i) {
+            const auto pdpte =
+                guest_memory_.load<std::uint64_t>(Gfn::of(pdptes), pdptes.offset_in_page() + 8 * i);
+            if ((pdpte & pte::kPresent) != 0) tables.push_back(Gfn{(pdpte & pte::kFrame) >> kPageShift});
+        }
+    } else {
+        tables.push_back(Gfn::of(root));
+    }
+    for (const Gfn table : tables) {
+        for (const ShadowId id : cache_.of_frame(table)) {
+            const ShadowType type = cache_[id].key.type;
+            if (type.format != format_of(mode) || type.level != mode.root_level()) continue;
+            dying_.insert(table.number());
+            const unsigned step = type.entries_per_guest_entry();
+            for (unsigned i = 0; i < cache_[id].entries(); i += step) {
+                const ShadowSlot slot{id, static_cast<std::uint16_t>(i)};
+                constexpr std::uint64_t kUsers = pte::kPresent | pte::kUser;
+                if ((cache_.entry(slot) & kUsers) == kUsers) cache_.clear(slot);
+            }
+            cache_.flush_due();
+        }
+    }
+    dying_used_ = true;
+    vcpus_[vcpu].dying = true;
+}
+
+bool ShadowEngine::running_root(Gfn table) const
+{
+    return std::any_of(vcpus_.begin(), vcpus_.end(), [&](const Vcpu& vcpu) {
+        const auto& ids = vcpu.roots.ids;
+        return std::any_of(ids.begin(), ids.end(),
+                           [&](ShadowId id) { return id != kNoShadow && cache_[id].key.frame == table; });
+    });
+}
+
+void ShadowEngine::unshadow_if_dying(Gfn table)
+{
+    if (dying(table) && !running_root(table)) (void)unshadow(table, true);
 }
 
 bool ShadowEngine::may_skip_verifying(GuestPhysical at, std::span<const std::byte> bytes) const
@@ -495,7 +556,10 @@ void ShadowEngine::forget_hints(ShadowId destroyed)
         if (vcpu.last_writable == destroyed) vcpu.last_writable = kNoShadow;
         vcpu.fast_emulation.reset();
     }
-    if (table && !cache_.is_table(key.frame)) out_of_sync_.remove(key.frame);
+    if (table && !cache_.is_table(key.frame)) {
+        out_of_sync_.remove(key.frame);
+        dying_.erase(key.frame.number());
+    }
 }
 
 void ShadowEngine::l4_made()
@@ -586,7 +650,9 @@ bool ShadowEngine::remove_write_access(unsigned vcpu, Gfn table, int level, Line
             if (!slot) continue;
             const std::uint64_t entry = cache_.entry(*slot);
             constexpr std::uint64_t kBoth = pte::kPresent | pte::kWritable;
-            if ((entry & kBoth) != kBoth || Mfn{(entry & pte::kFrame) >> kPageShift} != *mfn) continue;
+            if ((entry & kBoth) != kBoth || magic::is_mark(entry) ||
+                Mfn{(entry & pte::kFrame) >> kPageShift} != *mfn)
+                continue;
             cache_.remove_write_access(*slot);
             const std::array<std::uint64_t*, 7> counted{nullptr,
                                                         &counters_.writeable_h_1,
@@ -661,9 +727,10 @@ void ShadowEngine::unsync(unsigned vcpu, Gfn frame)
     tell_of_table(ShadowEventKind::unsync, frame);
 }
 
-bool ShadowEngine::revoke(Mfn table, ShadowSlot fixup)
+bool ShadowEngine::revoke(unsigned vcpu, Gfn table, ShadowSlot fixup)
 {
-    const auto slots = cache_.writable_mappings(table);
+    vcpus_[vcpu].dying = dying(table);
+    const auto slots = cache_.writable_mappings(p2m_->mfn_of(table).value());
     if (std::find(slots.begin(), slots.end(), fixup) == slots.end()) {
         ++counters_.writeable_h_8;
         return false;
@@ -686,7 +753,7 @@ void ShadowEngine::add_fixup(OutOfSyncTables::Table& table, ShadowSlot slot)
         ++counters_.oos_fixup_evict;
         events_.flag(PathFlag::oos_fixup_evict);
         tell_of_entry(ShadowEventKind::oos_fixup_evict, table.frame, place);
-        (void)revoke(p2m_->mfn_of(table.frame).value(), place);
+        (void)revoke(current_, table.frame, place);
     }
     place = slot;
     table.next_fixup = (table.next_fixup + 1) % ring.size();
@@ -703,9 +770,8 @@ void ShadowEngine::resync_entries(OutOfSyncTables::Table& table)
 
 void ShadowEngine::protect_again(unsigned vcpu, OutOfSyncTables::Table& table)
 {
-    const Mfn mfn = p2m_->mfn_of(table.frame).value();
     for (const ShadowSlot fixup : table.fixups) {
-        if (fixup.shadow != kNoShadow) (void)revoke(mfn, fixup);
+        if (fixup.shadow != kNoShadow) (void)revoke(vcpu, table.frame, fixup);
     }
     (void)remove_write_access(vcpu, table.frame, 0, {});
     cache_.flush_due();
@@ -876,7 +942,7 @@ std::vector<std::string> ShadowEngine::audit() const
         for (unsigned i = 0; shadow.key.type.level == 1 && i < shadow.entries(); ++i) {
             const std::uint64_t entry = cache_.entry({id, static_cast<std::uint16_t>(i)});
             const Mfn mfn{(entry & pte::kFrame) >> kPageShift};
-            if ((entry & pte::kPresent) == 0) continue;
+            if ((entry & pte::kPresent) == 0 || magic::is_mark(entry)) continue;
             const auto page = p2m_->gfn_of(mfn);
             if (page && !withheld(*page, shadow.key.role)) continue;
             violations.push_back(fmt::format("{} of frame {}, entry {}: {}", to_string(shadow.key.type),

@@ -445,13 +445,51 @@ std::optional<FaultAnswer> ShadowMmu<Guest>::emulate_fast(Tables& tables, unsign
         const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::leave, path);
         if (walked && !walked->assisted && walked->dirty && Gfn::of(walked->address) == hint->table) {
             ++e_->counters_.fault_fast_emulate;
-            count_walk_of_emulator(vcpu, guest, access, path, hint->table);
+            const Gfn table = hint->table;
+            count_walk_of_emulator(vcpu, guest, access, path, table);
+            e_->unshadow_if_dying(table);  // then the hint goes
             end_emulated(ShadowEventKind::emulate, access, path, walked->address, "fast");
             return emulated_write_at(vcpu, walked->address);
         }
     }
     hint.reset();
     return std::nullopt;
+}
+
+template <PagingMode Guest>
+template <class Tables>
+std::optional<FaultAnswer> ShadowMmu<Guest>::answer_by_mark(Tables& tables, unsigned vcpu,
+                                                            const GuestContext& guest, const Access& access)
+{
+    const auto slot = leaf_slot(vcpu, access.address);
+    if (!slot) return std::nullopt;
+    const ShadowKey key = e_->cache_[slot->shadow].key;
+    if (!key.type.splinter && e_->out_of_sync_.find(key.frame) != nullptr) return std::nullopt;
+    const std::uint64_t entry = e_->cache_.entry(*slot);
+    if (!magic::is_mark(entry)) {
+        ++e_->counters_.fault_fast_fail;
+        end(ShadowEventKind::false_fast_path, {}, std::nullopt);
+        return FaultAnswer{};
+    }
+    // Xen goes by the mark alone. What the guest's tables say now costs it nothing, and is what the guest is
+    // entitled to: the mark knows nothing of rights, accessed and dirty bits.
+    WalkPath<space::GuestPhysical> path;
+    const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
+    if (magic::is_mmio(entry)) {
+        if (!walked || Gfn::of(walked->address) != magic::mmio_frame(entry)) return std::nullopt;
+        ++e_->counters_.fault_fast_mmio;
+    } else {
+        if (walked) return std::nullopt;
+        ++e_->counters_.fault_fast_gnp;
+    }
+    e_->vcpus_[vcpu].zero_written.reset();
+    if (!walked) {
+        end(ShadowEventKind::fast_propagate, path, std::nullopt,
+            [&](ShadowEvent& event) { event.guest_error_code = walked.error().error_code; });
+        return FaultAnswer{FaultAnswer::Kind::guest, walked.error(), {}};
+    }
+    end_emulated(ShadowEventKind::fast_mmio, access, path, walked->address, {});
+    return emulated_at(vcpu, walked->address);
 }
 
 template <PagingMode Guest>
@@ -481,14 +519,28 @@ template <PagingMode Guest>
 std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rules, std::uint8_t role,
                                          bool write) const
 {
-    std::uint64_t flags = propagated_flags(entry, 1, rules);
-    if (flags == 0) return 0;
-    flags = narrowed(flags, role);
+    if (!entry.present()) return e_->marks_absent_ ? magic::kNotPresent : 0;
+    if (rules.reserved_bit_set(entry.raw(), 1)) return 0;
     const Gfn frame = frame_under(entry, 1, true);
     const auto mfn = e_->p2m_->mfn_of(frame);
-    if (!mfn || e_->withheld(frame, role)) return 0;
+    if (!mfn) return e_->mmio_mark(frame, entry.raw());
+    std::uint64_t flags = propagated_flags(entry, 1, rules);
+    if (flags == 0 || e_->withheld(frame, role)) return 0;
+    flags = narrowed(flags, role);
     const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
     if (table && !(write && e_->out_of_sync_.may_write(frame))) flags &= ~pte::kWritable;
+    return mfn->address().value() | flags;
+}
+
+template <PagingMode Guest>
+std::uint64_t ShadowMmu<Guest>::piece_for(Gfn frame, std::uint8_t role, bool writes_table) const
+{
+    const auto mfn = e_->p2m_->mfn_of(frame);
+    if (!mfn) return e_->mmio_mark(frame, kSplinterFlags);
+    if (e_->withheld(frame, role)) return 0;
+    std::uint64_t flags = splinter_flags(role);
+    const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
+    if (table && !writes_table) flags &= ~pte::kWritable;
     return mfn->address().value() | flags;
 }
 
@@ -508,14 +560,9 @@ unsigned ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::Guest
         if (cache.entry(next) != 0) break;
         if (path.lowest > 1) {
             // A piece of a superpage: fabricated.
-            const auto mfn = e_->p2m_->mfn_of(key.frame + next.index);
-            if (!mfn) break;
-            if (e_->withheld(key.frame + next.index, key.role)) continue;
-            const bool table = e_->declared_.protects_tables && cache.is_table(key.frame + next.index);
-            std::uint64_t flags = splinter_flags(key.role);
-            if (table) flags &= ~pte::kWritable;
-            cache.set_leaf(next, mfn->address().value() | flags);
-            ++filled;
+            const std::uint64_t piece = piece_for(key.frame + next.index, key.role, false);
+            cache.set_leaf(next, piece);
+            if (piece != 0) ++filled;
             continue;
         }
         using Word = detail::EntryWord<Guest>;
@@ -584,6 +631,7 @@ FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const GuestContext& g
             return {};
         }
     }
+    e_->unshadow_if_dying(frame);
     count_walk_of_emulator(vcpu, guest, access, path, frame);
     end_emulated(ShadowEventKind::emulate, access, path, address, "table");
     const FaultAnswer answer = emulated_write_at(vcpu, address);
@@ -602,6 +650,9 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
     e_->current_ = vcpu;
     ++counters.fault;
     if (const auto answer = emulate_fast(tables, vcpu, guest, access, error_code)) return *answer;
+    if ((error_code & pf::kReserved) != 0) {
+        if (const auto answer = answer_by_mark(tables, vcpu, guest, access)) return *answer;
+    }
 
     if (e_->declared_.fault_resync != FaultResync::never && e_->out_of_sync_.any()) {
         const bool always = e_->declared_.fault_resync == FaultResync::always;
@@ -666,14 +717,8 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
         }
     }
 
-    const auto mfn = e_->p2m_->mfn_of(page);
-    if (!mfn) {
-        ++counters.fault_mmio;
-        mine.zero_written.reset();
-        end_emulated(ShadowEventKind::mmio, access, path, walked.address, {});
-        return emulated_at(vcpu, walked.address);
-    }
-    bool table = e_->declared_.protects_tables && e_->cache_.is_table(page);
+    const bool ram = e_->p2m_->mfn_of(page).has_value();
+    const bool table = ram && e_->declared_.protects_tables && e_->cache_.is_table(page);
     if (table && write) {
         const TableWrite asked{vcpu, page, access.user_mode, e_->may_unsync(page)};
         if (e_->policy_->on_table_write(asked) == TableWriteAnswer::unsync && asked.may_unsync)
@@ -691,19 +736,23 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
             std::memcpy(loose->snapshot.data() + path.offsets[1], &raw, sizeof raw);
         }
     } else {
-        std::uint64_t flags = splinter_flags(e_->cache_[at].key.role);
-        if (table && target == nullptr) flags &= ~pte::kWritable;
-        leaf = mfn->address().value() | flags;
+        leaf = piece_for(page, e_->cache_[at].key.role, target != nullptr);
     }
     if (target != nullptr && (leaf & pte::kWritable) != 0) e_->add_fixup(*target, slot);
     if (leaf != 0) leaf |= mark;
     e_->cache_.set_leaf(slot, leaf);
     unsigned prefetched = 0;
-    if (e_->declared_.switches.prefetch) {
+    if (e_->declared_.switches.prefetch && leaf != 0) {
         prefetched =
             e_->declared_.prefetch_aligned ? prefetch_group(slot, path, guest) : prefetch(slot, path, guest);
     }
 
+    if (!ram) {
+        ++counters.fault_mmio;
+        mine.zero_written.reset();
+        end_emulated(ShadowEventKind::mmio, access, path, walked.address, {});
+        return emulated_at(vcpu, walked.address);
+    }
     const bool distrusted = access.user_mode && e_->declared_.gives_up_user_written;
     if (table && write && (target == nullptr || distrusted)) {
         ++counters.fault_emulate_write;
@@ -1007,12 +1056,18 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
         const ShadowSlot slot{shadow, static_cast<std::uint16_t>(i * pair)};
         const std::uint64_t raw = cache.entry(slot);
         if ((raw & pte::kPresent) == 0) continue;
+        const bool mark = level == 1 && magic::is_mark(raw);
         const auto complain = [&](std::string_view what) {
             violations.push_back(fmt::format("{} of frame {}, entry {} ({:#x}): {}", to_string(key.type),
                                              key.frame, i, raw, what));
         };
         if (key.type.splinter) {
             const Gfn page = key.frame + i * (frames_under(Guest, level) / cache[shadow].entries());
+            if (mark) {
+                if (raw != e_->mmio_mark(page, kSplinterFlags) || e_->p2m_->mfn_of(page))
+                    complain("marks another frame than the superpage's, or RAM");
+                continue;
+            }
             if (level == 1 && ((raw ^ splinter_flags(key.role)) & (pte::kUser | pte::kNoExecute)) != 0) {
                 complain("has not the rights of its path");
             }
@@ -1029,6 +1084,11 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
         const Pte<Guest> entry{key.frame == kIdentityTable
                                    ? identity.load<Word>(key.frame, offset)
                                    : e_->guest_memory_.template load<Word>(key.frame, offset)};
+        if (mark) {
+            if (raw != leaf_for(entry, rules, key.role, false))
+                complain("is not the mark of the guest's entry");
+            continue;
+        }
         std::uint64_t allowed = propagated_flags(entry, level, rules);
         const auto below_denials = static_cast<std::uint8_t>(
             e_->keyed_by_access() ? (key.role & kDenials) | denials_of(allowed) : 0);

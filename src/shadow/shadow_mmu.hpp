@@ -101,6 +101,10 @@ private:
     [[nodiscard]] std::optional<FaultAnswer> emulate_fast(Tables& tables, unsigned vcpu,
                                                           const GuestContext& guest, const Access& access,
                                                           std::uint32_t error_code);
+    /// The answer that the mark of the address's entry tells, if the guest's tables say so too.
+    template <class Tables>
+    [[nodiscard]] std::optional<FaultAnswer> answer_by_mark(Tables& tables, unsigned vcpu,
+                                                            const GuestContext& guest, const Access& access);
     /// Protects the tables of a walk. True: one was resynced, the walk has to be done again.
     [[nodiscard]] bool protect_path(unsigned vcpu, LinearAddress address,
                                     const WalkPath<space::GuestPhysical>& path);
@@ -137,10 +141,12 @@ private:
                                     const WalkPath<space::GuestPhysical>& path, bool write);
     /// Fills entries after `slot`, as far as the guest's are in use; how many.
     unsigned prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path, const GuestContext& guest);
-    /// The level-1 entry for a guest entry in a shadow with this role, or 0. `write`: a write that is under
-    /// way.
+    /// The level-1 entry for a guest entry in a shadow with this role: a mapping, a mark or 0. `write`: a
+    /// write that is under way.
     [[nodiscard]] std::uint64_t leaf_for(Pte<Guest> entry, const EntryRules& rules, std::uint8_t role,
                                          bool write) const;
+    /// The same for 4 KiB of a superpage. `writes_table`: a write to a table that is out of sync.
+    [[nodiscard]] std::uint64_t piece_for(Gfn frame, std::uint8_t role, bool writes_table) const;
     /// Entries of the aligned group around `slot`.
     unsigned prefetch_group(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
                             const GuestContext& guest);

@@ -72,6 +72,9 @@ void check_against_counters(Observed seen)
     CHECK(events["fixup"] == c.fault_fixed);
     CHECK(events["link"] == c.fault_linked);
     CHECK(events["mmio"] == c.fault_mmio);
+    CHECK(events["fast_mmio"] == c.fault_fast_mmio);
+    CHECK(events["fast_propagate"] == c.fault_fast_gnp);
+    CHECK(events["false_fast_path"] == c.fault_fast_fail);
     CHECK(events["emulate wp"] == c.fault_emulate_wp);
     CHECK(events["emulate fast"] == c.fault_fast_emulate);
     CHECK(events["emulate table"] + events["emulate_unshadow_user"] == c.fault_emulate_write);
@@ -94,7 +97,8 @@ void check_against_counters(Observed seen)
     CHECK(events["emulate_further wrote_none"] == c.em_ex_non_pt);
     CHECK(events["emulate_further failed"] == c.em_ex_fail);
     // Each fault ends in one.
-    CHECK(events["not_shadow"] + events["fixup"] + events["link"] + events["mmio"] + events["emulate wp"] +
+    CHECK(events["not_shadow"] + events["fixup"] + events["link"] + events["mmio"] + events["fast_mmio"] +
+              events["fast_propagate"] + events["false_fast_path"] + events["emulate wp"] +
               events["emulate fast"] + events["emulate table"] + events["emulate_unshadow_user"] ==
           c.fault);
     CHECK(c.fault > 0);

@@ -278,9 +278,20 @@ TEST_CASE("events: how else a fault ends", "[shadow][events]")
         CHECK(told.take() == Names{"promote", "promote", "promote", "mmio"});
         CHECK(told.last.back().frame == Gfn{0x70000});
         CHECK(guest.store(kLinear + 4, 0x1234, 4).emulated());
-        CHECK(told.take() == Names{"mmio"});
+        CHECK(told.take() == Names{"fast_mmio"});
         REQUIRE(told.last[0].write);
         CHECK(told.last[0].write->at == GuestPhysical{0x7000'0004});
+    }
+    SECTION("a mark of a page that is not present")
+    {
+        Guest guest{Paging::four_level, under("xen-2006")};
+        guest.map(kLinear, 0x101'000);
+        CHECK(guest.read(kLinear).ok());
+        guest.machine.observe(&told);
+        CHECK(guest.read(kLinear + 0x1000).page_fault(0, kLinear + 0x1000));
+        CHECK(told.take() == Names{"fast_propagate"});
+        CHECK(told.last[0].error_code == (pf::kPresent | pf::kReserved));
+        CHECK(told.last[0].guest_error_code == 0u);
     }
     SECTION("CR0.WP")
     {

@@ -181,6 +181,9 @@ public:
                                                    LinearAddress address);
     void set_cpl(unsigned vcpu, std::uint8_t cpl);
     void set_ac(unsigned vcpu, bool ac);
+    /// The guest says that an address space is being torn down, by Xen's hypercall HVMOP_pagetable_dying;
+    /// `root`: what its CR3 held. A hint: nothing changes that the guest could see.
+    void pagetable_dying(unsigned vcpu, GuestPhysical root);
 
     // --- from outside the guest ---------------------------------------------------------------------
 
@@ -356,6 +359,7 @@ private:
     std::optional<Mfn> pool_;  ///< first machine frame for shadows; none if the guest has all
     SparseMemory* table_memory_;
     MachineTables tables_;
+    unsigned machine_bits_;  ///< of its physical addresses, under shadows
     CycleLabels labels_;
     std::optional<Clock> clock_;
     Flight flight_;

@@ -16,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <mmusim/p2m/guest_ram.hpp>
@@ -62,11 +63,16 @@ public:
     [[nodiscard]] std::optional<Mfn> mfn_of(Gfn gfn) const;
     [[nodiscard]] std::optional<Gfn> gfn_of(Mfn mfn) const;
 
+    /// The machine frame after the last one that a guest frame uses.
+    [[nodiscard]] Mfn end() const;
     /// First machine frame of a run of `count` that no guest frame uses: at or above `from` if there is
     /// one, else the lowest; none if no such run ends within 52 address bits.
     [[nodiscard]] std::optional<Mfn> free_run(Mfn from, std::uint64_t count) const;
 
 private:
+    /// The machine frames in use: first frame and length of runs, in order.
+    [[nodiscard]] std::vector<std::pair<std::uint64_t, std::uint64_t>> used() const;
+
     GuestRam ram_;
     P2mLayout layout_;
     std::vector<P2mLayout::Entry> by_gfn_;  ///< listed: sorted

@@ -139,8 +139,8 @@ public:
     void take_marks(ShadowSlot slot, std::uint64_t marks);
     /// Makes the entries that stand for one guest entry (a pair in an l2_32) reference `child`.
     void link(ShadowSlot slot, ShadowId child, std::uint64_t flags);
-    /// Sets a level-1 entry (0: not present). Asks for no flush: what the guest took away it must flush
-    /// itself.
+    /// Sets a level-1 entry (0: not present; or a mark, magic_entry.hpp). Asks for no flush: what the guest
+    /// took away it must flush itself.
     void set_leaf(ShadowSlot slot, std::uint64_t entry);
     /// Empties the entries that stand for one guest entry.
     void clear(ShadowSlot slot);

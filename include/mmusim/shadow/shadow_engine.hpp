@@ -28,11 +28,14 @@
 #include <string>
 #include <vector>
 
+#include <boost/unordered/unordered_flat_set.hpp>
+
 #include <mmusim/p2m/guest_memory.hpp>
 #include <mmusim/p2m/p2m.hpp>
 #include <mmusim/pagewalk/walk.hpp>
 #include <mmusim/shadow/counters.hpp>
 #include <mmusim/shadow/flush_filter.hpp>
+#include <mmusim/shadow/magic_entry.hpp>
 #include <mmusim/shadow/out_of_sync.hpp>
 #include <mmusim/shadow/policy.hpp>
 #include <mmusim/shadow/secure_frames.hpp>
@@ -110,10 +113,11 @@ struct InvlpgAnswer {
 class ShadowEngine {
 public:
     /// The guest's RAM is in `machine`; shadows live in `pool_pages` frames of `tables` from `pool_first`
-    /// upwards.
+    /// upwards. The hardware that walks them has physical addresses of `machine_bits`: with 52 no bit is
+    /// reserved that could mark an entry (magic_entry.hpp).
     ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
                  unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first,
-                 std::uint64_t pool_pages);
+                 std::uint64_t pool_pages, unsigned machine_bits);
 
     // All verbs may throw DomainCrashed.
 
@@ -143,6 +147,10 @@ public:
     {
         return declared_.protects_tables && cache_.is_table(frame) && !out_of_sync_.may_write(frame);
     }
+    /// The guest's hint that an address space is being torn down (Xen's hypercall HVMOP_pagetable_dying):
+    /// `root` is what its CR3 held. Its user half is unhooked; from now on the domain's zero writes alone no
+    /// longer give tables up (reference/xen.md B9, "Early unshadow").
+    void pagetable_dying(unsigned vcpu, GuestPhysical root);
     /// A vCPU's hardware has flushed everything.
     void hardware_flushed(unsigned vcpu);
     /// The content of a guest frame was changed from outside the guest.
@@ -194,6 +202,7 @@ private:
         bool secure = false;                 ///< in secure mode
         std::optional<Gfn> zero_written;     ///< the table that the last emulated zero went to
         ShadowId last_writable = kNoShadow;  ///< where a search found a writable mapping last
+        bool dying = false;                  ///< it has said that an address space is being torn down
         /// The page whose write was emulated last, and the table that it maps.
         struct FastEmulation {
             std::uint64_t page = 0;
@@ -261,7 +270,8 @@ private:
     void resync_others_lightly(unsigned vcpu);
     /// Whether the shadows prove that a level-1 table is under none of the vCPU's roots.
     [[nodiscard]] bool proven_elsewhere(unsigned vcpu, Gfn frame) const;
-    bool revoke(Mfn table, ShadowSlot fixup);
+    /// Takes a recorded writable mapping of a table away; false if it was none any more.
+    bool revoke(unsigned vcpu, Gfn table, ShadowSlot fixup);
     /// Takes every writable mapping of a table away; whether there was one. `level` and `address`: of the
     /// walk that met it; level 0: a resync.
     bool remove_write_access(unsigned vcpu, Gfn table, int level, LinearAddress address);
@@ -272,6 +282,16 @@ private:
     void make_room(std::uint64_t pages);
     void forget_hints(ShadowId destroyed);
     void consider_unshadowing(unsigned vcpu, GuestPhysical at, std::span<const std::byte> bytes);
+    [[nodiscard]] bool dying(Gfn table) const { return dying_.contains(table.number()); }
+    /// Whether it is a root of some vCPU now.
+    [[nodiscard]] bool running_root(Gfn table) const;
+    /// A write to a table that is being torn down gives it up, if that is cheap.
+    void unshadow_if_dying(Gfn table);
+    /// The mark of a frame outside RAM, or 0; `flags` of the guest's entry.
+    [[nodiscard]] std::uint64_t mmio_mark(Gfn frame, std::uint64_t flags) const
+    {
+        return marks_mmio_ ? magic::mmio(frame, flags) : 0;
+    }
     [[nodiscard]] bool may_skip_verifying(GuestPhysical at, std::span<const std::byte> bytes) const;
     void l4_made();
     /// Bytes [first, last] of a guest frame have changed: propagates their entries into the shadows of the
@@ -305,7 +325,11 @@ private:
     OutOfSyncTables out_of_sync_;
     SecureFrames secure_frames_;
     Emulation emulation_;
-    unsigned current_ = 0;  ///< the vCPU whose fault is being handled
+    unsigned current_ = 0;                            ///< the vCPU whose fault is being handled
+    bool marks_mmio_;                                 ///< level-1 entries tell of frames outside RAM
+    bool marks_absent_;                               ///< ... and of entries that the guest has not present
+    bool dying_used_ = false;                         ///< the domain tells which tables are dying
+    boost::unordered_flat_set<std::uint64_t> dying_;  ///< tables' frames
 };
 
 }  // namespace mmusim

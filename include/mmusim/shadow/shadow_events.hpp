@@ -28,6 +28,9 @@ enum class ShadowEventKind : std::uint8_t {
     fixup,                  ///< the entry of the page was set
     link,                   ///< a lower table was linked (Populate::step)
     mmio,                   ///< a device's address: the hypervisor does the access
+    fast_propagate,         ///< a mark told that the page is not present: the guest's own
+    fast_mmio,              ///< a mark told of a device's address
+    false_fast_path,        ///< the mark was gone
     emulate,                ///< the hypervisor does the access
     emulate_unshadow_user,  ///< a user's write to a table: it is none any more
     domf_dying,             ///< the domain was ended (also outside a fault)
@@ -51,7 +54,7 @@ enum class ShadowEventKind : std::uint8_t {
     update_cr3,
     invlpg,
 };
-inline constexpr std::size_t kShadowEventKinds = 24;
+inline constexpr std::size_t kShadowEventKinds = 27;
 
 /// "not_shadow", ...
 [[nodiscard]] std::string_view name_of(ShadowEventKind kind);
@@ -103,7 +106,7 @@ struct ShadowEvent {
     /// Levels of the guest's tables; 2 too while its paging is off: the engine's identity table has as many.
     std::optional<unsigned> guest_levels;
     std::optional<std::uint32_t> error_code;        ///< of the fault, as the hardware gave it
-    std::optional<std::uint32_t> guest_error_code;  ///< not_shadow: as the guest gets it
+    std::optional<std::uint32_t> guest_error_code;  ///< not_shadow, fast_propagate: as the guest gets it
     std::optional<Gfn> frame;  ///< the guest's page; of an event about a table, the table's frame
     boost::container::static_vector<Gfn, kMaxLevels>
         tables;                                ///< of the walk, top down; update_cr3: the roots
