@@ -139,7 +139,7 @@ void Machine::start()
     if (!native()) {
         shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
                                                  config_.policy(), config_.populate, pool_.value_or(Mfn{}),
-                                                 pool_pages(), machine_bits_);
+                                                 pool_pages(), machine_bits_, config_.secure_view);
         shadow_->observe(observer_);
     }
     if (config_.clock != ClockKind::off) {
@@ -199,6 +199,10 @@ MachineCounters Machine::counters() const
         }
     }
     if (clock_) counters.cycles = clock_->by();
+    if (shadow_) {
+        counters.unseen_switches = shadow_->unseen_switches();
+        counters.hazards = shadow_->hazards();
+    }
     if (oracle_) counters.coherence = oracle_->counts();
     return counters;
 }
@@ -325,6 +329,7 @@ void Machine::charge(const ShadowWork& before)
 void Machine::exit_for(unsigned index, const Access& access, std::uint32_t error_code, FaultAnswer& answer)
 {
     in_hypervisor(index, [&] {
+        shadow_->catch_up(index, vcpus_[index].guest);
         answer = shadow_->fault(index, vcpus_[index].guest, access, error_code);
         return false;
     });
@@ -381,7 +386,7 @@ std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& loa
     if (due == FlushScope::none && reloads) due = FlushScope::current_pcid;
     if (native()) {
         flush_natively(index, old, due, what);
-    } else {
+    } else if (what != Load::cr3 || !switch_unseen(index)) {
         in_hypervisor(index, [&] { return flush_shadows(index, due, what); });
     }
     return std::nullopt;
@@ -438,9 +443,35 @@ bool Machine::flush_shadows(unsigned index, FlushScope due, Load what)
     } else if (due == FlushScope::current_pcid) {
         shadow_->flush(index, GuestFlush::context);
     }
-    shadow_->load_roots(index, vcpus_[index].guest);
+    load_shadow_roots(index, !loads_cr3);
     // Shadows know no PCIDs: whatever the guest flushes, the hardware flushes whole.
     return due != FlushScope::none || loads_cr3;
+}
+
+void Machine::load_shadow_roots(unsigned index, bool new_settings)
+{
+    shadow_->load_roots(index, vcpus_[index].guest);
+    if (new_settings) shadow_->forget_prepared(index);
+    if (const auto target = cr3_target(index)) shadow_->prepare_root(index, *target);
+}
+
+std::optional<unsigned> Machine::cr3_target(unsigned index) const
+{
+    const Registers& registers = vcpus_[index].registers;
+    const auto& targets = config_.cr3_targets;
+    const auto found = std::find(targets.begin(), targets.end(), registers.cr3);
+    if (found == targets.end() || registers.paging() == Paging::off) return std::nullopt;
+    return static_cast<unsigned>(found - targets.begin());
+}
+
+bool Machine::switch_unseen(unsigned index)
+{
+    const auto target = cr3_target(index);
+    if (!target || !shadow_->switch_unseen(index, *target, vcpus_[index].guest)) return false;
+    (void)adopt_root(index);
+    vcpus_[index].mmu->drop_everything(true);  // MOV CR3's own doing
+    system_instruction(CycleLabels::kMovCr3, timing().instructions.mov_cr3);
+    return true;
 }
 
 std::optional<Exception> Machine::mov_cr0(unsigned vcpu, std::uint64_t value)
@@ -521,7 +552,7 @@ std::optional<Refusal> Machine::set_registers(unsigned vcpu, const Registers& wa
     refresh(vcpu);
     if (shadow_) {
         shadow_->flush(vcpu, GuestFlush::everything);
-        shadow_->load_roots(vcpu, vcpus_[vcpu].guest);
+        load_shadow_roots(vcpu, true);
         settle(vcpu);
     }
     vcpus_[vcpu].mmu->drop_everything(true);
@@ -535,6 +566,7 @@ void Machine::drop_before_fault(unsigned vcpu, LinearAddress address)
 {
     vcpus_[vcpu].mmu->page_fault(address);
     if (!shadow_) return;
+    shadow_->catch_up(vcpu, vcpus_[vcpu].guest);
     shadow_->flush(vcpu, GuestFlush::page_fault, address);
     settle(vcpu);
 }
@@ -559,6 +591,7 @@ std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
 
 bool Machine::flush_shadow_page(unsigned vcpu, LinearAddress address)
 {
+    shadow_->catch_up(vcpu, vcpus_[vcpu].guest);
     const InvlpgAnswer answer = shadow_->invlpg(vcpu, address);
     if (!answer.suppress) vcpus_[vcpu].mmu->invlpg(address);
     return answer.flush_all;
@@ -605,7 +638,7 @@ std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std
     in_hypervisor(vcpu, [&] {
         if (kind == InvpcidType::address) return flush_shadow_page(vcpu, address);
         shadow_->flush(vcpu, kind == InvpcidType::context ? GuestFlush::context : GuestFlush::everything);
-        shadow_->load_roots(vcpu, vcpus_[vcpu].guest);
+        load_shadow_roots(vcpu, false);
         return true;
     });
     return std::nullopt;
@@ -678,7 +711,9 @@ void Machine::set_secure_mode(unsigned vcpu, bool on)
     give_up_further(vcpu);
     in_hypervisor(vcpu, [&] {
         const bool changes = shadow_->secure_mode(vcpu) != on;
+        shadow_->catch_up(vcpu, vcpus_[vcpu].guest);
         shadow_->set_secure_mode(vcpu, on, vcpus_[vcpu].guest);
+        if (const auto target = cr3_target(vcpu); target && changes) shadow_->prepare_root(vcpu, *target);
         return changes;
     });
 }
@@ -702,7 +737,8 @@ void Machine::audit_against_shadows(unsigned index, std::vector<std::string>& vi
         if (!frame) {
             violations.push_back(fmt::format(
                 "TLB {} holds a translation of {} to a frame that is not the guest's", tlb.name, address));
-        } else if (shadow_->refusal(index, vcpus_[index].guest, {address}, *frame)) {
+        } else if (shadow_->keeps_views_apart() &&
+                   shadow_->refusal(index, vcpus_[index].guest, {address}, *frame)) {
             violations.push_back(
                 fmt::format("TLB {} of vCPU {}, not in secure mode, holds a translation of {} to frame {}, "
                             "which is secure",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mmusim/replay/config.hpp>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <fstream>
@@ -146,6 +147,47 @@ void set_pool(ReplayConfig& config, const std::string& key, const Json& value)
     config.shadow_pool_pages = pages;
 }
 
+void set_secure_view(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    const std::string name = string_of(key, value);
+    if (name == "separate") {
+        config.secure_view = SecureView::separate;
+    } else if (name == "shared") {
+        config.secure_view = SecureView::shared;
+    } else {
+        refuse(key, fmt::format("'{}' is not one of separate, shared", name));
+    }
+}
+
+/// As many as Intel's CPUs have (IA32_VMX_MISC, bits 24:16).
+constexpr std::size_t kMostCr3Targets = 4;
+
+void set_cr3_targets(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    if (!value.is_array() || value.size() > kMostCr3Targets) {
+        refuse(key, fmt::format("must be a list of at most {} values of CR3, but is {}", kMostCr3Targets,
+                                value.dump()));
+    }
+    std::vector<std::uint64_t> targets;
+    for (const Json& one : value) {
+        const auto number = one.is_string()            ? parse_number(one.get<std::string>())
+                            : one.is_number_unsigned() ? std::optional{one.get<std::uint64_t>()}
+                                                       : std::nullopt;
+        if (!number) refuse(key, fmt::format("{} is not a value of CR3", one.dump()));
+        if (std::find(targets.begin(), targets.end(), *number) != targets.end())
+            refuse(key, fmt::format("{:#x} is listed twice", *number));
+        targets.push_back(*number);
+    }
+    config.cr3_targets = std::move(targets);
+}
+
+Json cr3_targets_json(const std::vector<std::uint64_t>& targets)
+{
+    Json list = Json::array();
+    for (const std::uint64_t target : targets) list.push_back(fmt::format("{:#x}", target));
+    return list;
+}
+
 template <bool ShadowSwitches::*Switch>
 void set_switch(ReplayConfig& config, const std::string& key, const Json& value)
 {
@@ -161,13 +203,15 @@ void set_size(ReplayConfig& config, const std::string& key, const Json& value)
     config.custom.sizes.*Size = static_cast<unsigned>(size);
 }
 
-constexpr std::array<Key, 26> kKeys{{
+constexpr std::array<Key, 28> kKeys{{
     {"mode", set_mode},
     {"p2m", set_p2m},
     {"policy",
      [](auto& config, const auto& key, const auto& value) { config.policy = string_of(key, value); }},
     {"shadow.populate", set_populate},
     {"shadow.pool_pages", set_pool},
+    {"shadow.secure_view", set_secure_view},
+    {"shadow.cr3_targets", set_cr3_targets},
     {"shadow.custom.writable_heuristic", set_switch<&ShadowSwitches::writable_heuristic>},
     {"shadow.custom.early_unshadow", set_switch<&ShadowSwitches::early_unshadow>},
     {"shadow.custom.fast_fault_path", set_switch<&ShadowSwitches::fast_fault_path>},
@@ -246,6 +290,12 @@ Json to_json(const CustomShadowPolicy& custom)
 
 }  // namespace
 
+bool can_have_hazards(const ReplayConfig& config)
+{
+    return config.mode != TranslationMode::native &&
+           (!config.cr3_targets.empty() || config.secure_view == SecureView::shared);
+}
+
 nlohmann::ordered_json to_json(const ReplayConfig& config)
 {
     return Json{
@@ -255,6 +305,8 @@ nlohmann::ordered_json to_json(const ReplayConfig& config)
         {"shadow",
          {{"populate", config.populate == Populate::leaf ? "leaf" : "step"},
           {"pool_pages", config.shadow_pool_pages ? Json(*config.shadow_pool_pages) : Json(nullptr)},
+          {"secure_view", config.secure_view == SecureView::separate ? "separate" : "shared"},
+          {"cr3_targets", cr3_targets_json(config.cr3_targets)},
           {"custom", to_json(config.custom)}}},
         {"cpu", config.cpu},
         {"clock", clock_text(config)},

@@ -25,6 +25,8 @@ MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& conf
     if (config.policy == "custom")
         machine.policy = [parts = config.custom] { return make_custom_policy(parts); };
     machine.populate = config.populate;
+    machine.secure_view = config.secure_view;
+    machine.cr3_targets = config.cr3_targets;
     machine.shadow_pool_pages = config.shadow_pool_pages.value_or(0);
     machine.cpu = std::make_shared<const CpuProfile>(find_cpu_profile(config.cpu));
     machine.clock = config.clock;
@@ -81,7 +83,10 @@ std::uint64_t address_within(std::uint64_t address, const Registers& registers, 
 }  // namespace
 
 Replayer::Replayer(const TraceHeader& header, const ReplayConfig& config, const ShadowPolicyCatalog& catalog)
-    : config_{config}, header_{header}, machine_{machine_config(header, config, catalog)}
+    : config_{config}
+    , header_{header}
+    , machine_{machine_config(header, config, catalog)}
+    , has_hazards_{can_have_hazards(config)}
 {
 }
 
@@ -105,6 +110,7 @@ void Replayer::replay(const Record& record)
     if (skipped_) ++running_.records;
     if (observer_ != nullptr) machine_.complete_events();
     if (config_.check_coherence) collect_violations();
+    if (has_hazards_) collect_hazards();
     if (config_.audit != 0 && record_ % config_.audit == 0) {
         if (const auto violations = machine_.audit(); !violations.empty()) {
             throw AuditFailure(fmt::format("after record {}: {} violated invariants, the first: {}", record_,
@@ -152,6 +158,13 @@ void Replayer::collect_violations()
 {
     for (std::string& text : machine_.take_violations()) {
         if (violations_.size() < kMismatchesKept) violations_.push_back({record_, std::move(text)});
+    }
+}
+
+void Replayer::collect_hazards()
+{
+    for (std::string& text : machine_.take_hazards()) {
+        if (hazards_.size() < kMismatchesKept) hazards_.push_back({record_, std::move(text)});
     }
 }
 

@@ -40,6 +40,9 @@ void for_each_pair(Mine& mine, Theirs& theirs, Count count, Gauge gauge)
     count(mine.hardware.memory_references, theirs.hardware.memory_references);
     count(mine.hardware.exits, theirs.hardware.exits);
     count(mine.hardware.flushes, theirs.hardware.flushes);
+    count(mine.hardware.unseen_switches, theirs.hardware.unseen_switches);
+    for (const HazardName& hazard : kHazardNames)
+        count(mine.hardware.hazards.*hazard.member, theirs.hardware.hazards.*hazard.member);
     for_each_pair(mine.hardware.tlbs, theirs.hardware.tlbs, [&](auto& one, auto& other) {
         count(one.lookups, other.lookups);
         count(one.hits, other.hits);
@@ -105,6 +108,13 @@ Json tlbs_json(const StatisticsDocument& document, const MachineCounters& hardwa
         json[name] = tlb_json(sum);
         if (parts > 1) json[name]["parts"] = std::move(by_name);
     }
+    return json;
+}
+
+Json hazards_json(const HazardCounts& counts)
+{
+    Json json = Json::object();
+    for (const HazardName& hazard : kHazardNames) json[std::string{hazard.name}] = counts.*hazard.member;
     return json;
 }
 
@@ -177,6 +187,10 @@ void add_counters(Json& json, const StatisticsDocument& document, const Statisti
     json["walks"] = {{"count", hardware.walks}, {"memory_references", hardware.memory_references}};
     if (timed) json["walks"]["cycles"] = walk_cycles(document.labels, hardware.cycles);
     if (!document.shadow) return;
+    if (document.hazards) {
+        json["unseen_switches"] = hardware.unseen_switches;
+        json["hazards"] = hazards_json(hardware.hazards);
+    }
     Json counters = Json::object();
     for (const ShadowCounterName& counter : kShadowCounterNames) {
         counters[std::string{counter.name}] = statistics.shadow.*counter.member;

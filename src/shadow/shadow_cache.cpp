@@ -397,7 +397,40 @@ void ShadowCache::set_leaf(ShadowSlot slot, std::uint64_t now)
     if (maps(old)) events_->flag(PathFlag::l1_put_ref);
     untrack(old, slot);
     track(now, slot);
+    if (!watched_.empty()) note_watched(old, now, slot);
     store(slot, now);
+}
+
+void ShadowCache::watch(std::span<const Mfn> frames)
+{
+    watched_.clear();
+    for (const Mfn frame : frames) watched_.try_emplace(frame.number());
+    if (frames.empty()) return;
+    for (const ShadowId id : leaf_shadows()) {
+        for (unsigned i = 0; i < shadows_[id].entries(); ++i) {
+            const ShadowSlot slot{id, static_cast<std::uint16_t>(i)};
+            note_watched(0, entry(slot), slot);
+        }
+    }
+}
+
+void ShadowCache::note_watched(std::uint64_t old, std::uint64_t now, ShadowSlot slot)
+{
+    if (const auto of = watched_.find(frame_in(old).number());
+        (old & pte::kPresent) != 0 && of != watched_.end()) {
+        std::erase(of->second, slot);
+    }
+    if (const auto of = watched_.find(frame_in(now).number());
+        (now & pte::kPresent) != 0 && of != watched_.end()) {
+        of->second.push_back(slot);
+    }
+}
+
+std::span<const ShadowSlot> ShadowCache::watched_mappings(Mfn frame) const
+{
+    const auto found = watched_.find(frame.number());
+    if (found == watched_.end()) return {};
+    return found->second;
 }
 
 void ShadowCache::empty(ShadowSlot slot)

@@ -11,24 +11,12 @@
 
 #include <mmusim/shadow/write_map_guess.hpp>
 
+#include "in_mode.hpp"
 #include "shadow_mmu.hpp"
 
 namespace mmusim {
 
 namespace {
-
-/// Calls `verb` with the ShadowMmu of the guest's mode.
-template <class Verb>
-void in_mode(ShadowEngine& engine, Paging paging, Verb verb)
-{
-    switch (paging) {
-    case Paging::off:
-    case Paging::two_level: verb(ShadowMmu<kTwoLevel>{engine}); break;
-    case Paging::pae: verb(ShadowMmu<kPae>{engine}); break;
-    case Paging::four_level: verb(ShadowMmu<kFourLevel>{engine}); break;
-    case Paging::five_level: verb(ShadowMmu<kFiveLevel>{engine}); break;
-    }
-}
 
 /// The mode whose entries a table format has. Those of five-level paging include four-level's.
 Paging paging_of(TableFormat format)
@@ -70,7 +58,8 @@ std::uint64_t default_shadow_pool(unsigned vcpus, std::uint64_t ram_pages)
 
 ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
                            unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate,
-                           Mfn pool_first, std::uint64_t pool_pages, unsigned machine_bits)
+                           Mfn pool_first, std::uint64_t pool_pages, unsigned machine_bits,
+                           SecureView secure_view)
     : p2m_{&p2m}
     , cpuid_{cpuid}
     , guest_memory_{machine, p2m}
@@ -91,6 +80,7 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
                          {}})
     , out_of_sync_{listed() ? OutOfSyncTables{declared_.sizes.fixups}
                             : OutOfSyncTables{vcpus, declared_.sizes.out_of_sync, declared_.sizes.fixups}}
+    , secure_frames_{secure_view}
     , marks_mmio_{declared_.switches.fast_fault_path && declared_.keyed_by == ShadowKeying::frame_and_type &&
                   machine_bits < kMaxPhysicalAddressBits}
     // A guest makes entries present without a flush: where it writes a table freely, no mark may tell.
@@ -108,13 +98,18 @@ FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const 
                                 std::uint32_t error_code)
 {
     events_.begin(vcpu, guest.paging, access.address, error_code);
+    if (vcpus_[vcpu].unflushed) look_at_old_hint(vcpu, guest, access, error_code);
+    FaultAnswer answer;
     if (guest.paging == Paging::off) {
         IdentityTables identity;
-        return ShadowMmu<kTwoLevel>{*this}.fault(identity, vcpu, identity_context(), access, error_code);
+        answer = ShadowMmu<kTwoLevel>{*this}.fault(identity, vcpu, identity_context(), access, error_code);
+    } else {
+        in_mode(*this, guest.paging,
+                [&](auto mmu) { answer = mmu.fault(guest_memory_, vcpu, guest, access, error_code); });
     }
-    FaultAnswer answer;
-    in_mode(*this, guest.paging,
-            [&](auto mmu) { answer = mmu.fault(guest_memory_, vcpu, guest, access, error_code); });
+    look_for_missed_references();
+    vcpus_[vcpu].looked = false;
+    look_for_shared_tables();
     return answer;
 }
 
@@ -157,6 +152,10 @@ void ShadowEngine::load_roots(unsigned vcpu, const GuestContext& guest)
 {
     events_.begin(vcpu, guest.paging);
     Roots& roots = vcpus_[vcpu].roots;
+    current_ = vcpu;
+    vcpus_[vcpu].unseen.reset();
+    vcpus_[vcpu].unflushed.reset();
+    vcpus_[vcpu].looked = false;
     ++work_.roots_loaded;
     if (roots.paging != guest.paging) {
         resync_all(vcpu);
@@ -174,6 +173,8 @@ void ShadowEngine::load_roots(unsigned vcpu, const GuestContext& guest)
             if (id != kNoShadow) event.tables.push_back(cache_[id].key.frame);
         }
     });
+    look_for_missed_references();
+    look_for_shared_tables();
 }
 
 void ShadowEngine::flush(unsigned vcpu, GuestFlush flush, LinearAddress address)
@@ -239,6 +240,8 @@ InvlpgAnswer ShadowEngine::invlpg(unsigned vcpu, LinearAddress address)
     ++counters_.invlpg;
     vcpus_[vcpu].virtual_tlb.clear();
     vcpus_[vcpu].fast_emulation.reset();
+    vcpus_[vcpu].unflushed.reset();
+    vcpus_[vcpu].looked = false;
     InvlpgAnswer answer;
     in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { answer = mmu.invlpg_answer(vcpu, address); });
     answer_flush(vcpu, GuestFlush::address, address);
@@ -270,6 +273,7 @@ void ShadowEngine::store_and_propagate(std::span<const StorePart> parts)
         // Not how tables are written: probably this is none any more.
         for (const StorePart& part : parts) (void)unshadow(Gfn::of(part.at), false);
     }
+    current_ = emulation_.vcpu;
     std::byte old{};
     guest_memory_.read(parts[0].at, {&old, 1});
     for (const StorePart& part : parts) guest_memory_.write(part.at, part.bytes);
@@ -291,9 +295,13 @@ void ShadowEngine::store_and_propagate(std::span<const StorePart> parts)
                        std::nullopt);
         }
     }
+    look_for_shared_tables();
     if (!declared_.switches.fast_emulation) return;
-    if (emulation_.remember && cache_.is_table(emulation_.remember->table))
-        vcpus_[emulation_.vcpu].fast_emulation = emulation_.remember;
+    if (emulation_.remember && cache_.is_table(emulation_.remember->table)) {
+        Vcpu& mine = vcpus_[emulation_.vcpu];
+        mine.fast_emulation = emulation_.remember;
+        if (mine.unflushed) mine.unflushed->fast_emulation = emulation_.remember;
+    }
     emulation_.remember.reset();
 }
 
@@ -432,6 +440,11 @@ void ShadowEngine::blow()
     events_.begin(std::nullopt, Paging::off);
     for (Vcpu& vcpu : vcpus_) release_roots(vcpu);
     while (!cache_.pinned().empty()) cache_.unpin(cache_.pinned().front());
+    look_for_missed_references();
+    for (unsigned vcpu = 0; vcpu < vcpus_.size(); ++vcpu) {
+        vcpus_[vcpu].unseen.reset();
+        forget_prepared(vcpu);
+    }
     cache_.flush_due();
 }
 
@@ -476,9 +489,12 @@ void ShadowEngine::make_room(std::uint64_t pages)
         cache_.unpin(oldest);
         if (cache_.free_pages() >= pages) return;
     }
+    // A list of CR3 values is shorter for it.
+    for (unsigned vcpu = 0; vcpu < vcpus_.size(); ++vcpu) forget_prepared(vcpu);
+    if (cache_.free_pages() >= pages) return;
     ++counters_.prealloc_2;
     for (const Vcpu& vcpu : vcpus_) {
-        for (const ShadowId root : vcpu.roots.ids) {
+        for (const ShadowId root : running(vcpu).ids) {
             if (root == kNoShadow) continue;
             events_.flag(PathFlag::prealloc_unhook);
             tell_of_shadow(ShadowEventKind::prealloc_unhook, root);
@@ -504,6 +520,8 @@ std::uint32_t ShadowEngine::holders_of(ShadowId id) const
         count += static_cast<std::uint32_t>(
             std::count(vcpu.roots.ids.begin(), vcpu.roots.ids.end(), id) +
             std::count(vcpu.previous_roots.begin(), vcpu.previous_roots.end(), id));
+        for (const Vcpu::Prepared& one : vcpu.prepared)
+            count += static_cast<std::uint32_t>(std::count(one.roots.ids.begin(), one.roots.ids.end(), id));
     }
     return count;
 }
@@ -555,7 +573,9 @@ void ShadowEngine::forget_hints(ShadowId destroyed)
     for (Vcpu& vcpu : vcpus_) {
         if (vcpu.last_writable == destroyed) vcpu.last_writable = kNoShadow;
         vcpu.fast_emulation.reset();
+        if (vcpu.unflushed) vcpu.unflushed->fast_emulation.reset();
     }
+    if (destroyed < run_in_.size()) run_in_[destroyed] = 0;
     if (table && !cache_.is_table(key.frame)) {
         out_of_sync_.remove(key.frame);
         dying_.erase(key.frame.number());
@@ -908,7 +928,7 @@ bool ShadowEngine::proven_elsewhere(unsigned vcpu, Gfn frame) const
 
 WalkRoot<space::Machine> ShadowEngine::hardware_root(unsigned vcpu) const
 {
-    const Roots& roots = vcpus_[vcpu].roots;
+    const Roots& roots = running(vcpus_[vcpu]);
     WalkRoot<space::Machine> hardware{empty_table_, {}};
     const ShadowId first = roots.ids[0];
     switch (roots.paging) {
@@ -944,7 +964,8 @@ std::vector<std::string> ShadowEngine::audit() const
             const Mfn mfn{(entry & pte::kFrame) >> kPageShift};
             if ((entry & pte::kPresent) == 0 || magic::is_mark(entry)) continue;
             const auto page = p2m_->gfn_of(mfn);
-            if (page && !withheld(*page, shadow.key.role)) continue;
+            const bool bare = keeps_views_apart() && page && withheld(*page, shadow.key.role);
+            if (page && !bare) continue;
             violations.push_back(fmt::format("{} of frame {}, entry {}: {}", to_string(shadow.key.type),
                                              shadow.key.frame, i,
                                              page ? fmt::format("maps the secure frame {}", *page)
@@ -952,7 +973,7 @@ std::vector<std::string> ShadowEngine::audit() const
         }
     }
     for (unsigned vcpu = 0; vcpu < vcpus_.size(); ++vcpu) {
-        for (const ShadowId root : vcpus_[vcpu].roots.ids) {
+        for (const ShadowId root : running(vcpus_[vcpu]).ids) {
             if (root == kNoShadow || (cache_[root].key.role & kSecureRole) == view_of(vcpu)) continue;
             violations.push_back(fmt::format("vCPU {} runs on a root of the other view", vcpu));
         }
@@ -960,11 +981,16 @@ std::vector<std::string> ShadowEngine::audit() const
     if (!declared_.protects_tables) return violations;
     for (const ShadowId id : cache_.all()) {
         if (!cache_[id].key.type.splinter && out_of_sync_.find(cache_[id].key.frame) != nullptr) continue;
-        // The audit of entries changes nothing.
-        in_mode(const_cast<ShadowEngine&>(*this), paging_of(cache_[id].key.type.format),
-                [&](auto mmu) { mmu.audit_entries(id, violations); });
+        audit_entries(id, violations);
     }
     return violations;
+}
+
+void ShadowEngine::audit_entries(ShadowId id, std::vector<std::string>& violations) const
+{
+    // It changes nothing.
+    in_mode(const_cast<ShadowEngine&>(*this), paging_of(cache_[id].key.type.format),
+            [&](auto mmu) { mmu.audit_entries(id, violations); });
 }
 
 }  // namespace mmusim

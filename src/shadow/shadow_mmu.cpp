@@ -344,6 +344,26 @@ bool ShadowMmu<Guest>::path_changed(Tables& tables, const GuestContext& guest, c
 }
 
 template <PagingMode Guest>
+std::optional<Gfn> ShadowMmu<Guest>::frame_of(const GuestContext& guest, const Access& access) const
+{
+    const GuestWalk walked = walk<Guest>(e_->guest_memory_, guest.root, guest.rules, access, AdBits::leave);
+    if (!walked) return std::nullopt;
+    return Gfn::of(walked->address);
+}
+
+template <PagingMode Guest>
+bool ShadowMmu<Guest>::are_roots(unsigned vcpu, const GuestContext& guest,
+                                 const std::array<ShadowId, 4>& roots) const
+{
+    for (unsigned i = 0; i < 4; ++i) {
+        ShadowKey key;
+        const bool wanted = root_key(vcpu, guest, i, key) != nullptr;
+        if (wanted != (roots[i] != kNoShadow) || (wanted && !(e_->cache_[roots[i]].key == key))) return false;
+    }
+    return true;
+}
+
+template <PagingMode Guest>
 void ShadowMmu<Guest>::count_walk(const WalkPath<space::GuestPhysical>& path)
 {
     ++e_->counters_.guest_walk;
@@ -356,6 +376,17 @@ void ShadowMmu<Guest>::count_walk_of_emulator(unsigned vcpu, const GuestContext&
 {
     VirtualTlb& remembered = e_->vcpus_[vcpu].virtual_tlb;
     const std::uint32_t needed = guest.rules.control.access_bits(access) | pf::kPresent;
+    if (auto& old = e_->vcpus_[vcpu].unflushed) {
+        const auto kept = old->virtual_tlb.find(access.address, needed);
+        if (kept && *kept != found) {
+            e_->tell(
+                &HazardCounts::virtual_tlb,
+                fmt::format("vCPU {}: MOV CR3 was not seen, so the virtual TLB still leads {} to frame {}, "
+                            "as another root does; under root {} it is frame {}",
+                            vcpu, access.address, *kept, guest.root.frame, found));
+        }
+        old->virtual_tlb.insert(access.address, found, needed);
+    }
     if (remembered.find(access.address, needed)) return;
     count_walk(path);
     remembered.insert(access.address, found, needed);
@@ -672,6 +703,8 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         }
         const std::uint32_t proved = guest.rules.control.access_bits(access) | pf::kPresent;
         mine.virtual_tlb.insert(access.address, Gfn::of(walked->address), proved);
+        if (mine.unflushed)
+            mine.unflushed->virtual_tlb.insert(access.address, Gfn::of(walked->address), proved);
         // Of whatever is missing: all but the top level, a guest's 1G page in pieces of pieces.
         e_->make_room(Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1));
         const bool again =

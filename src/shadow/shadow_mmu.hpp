@@ -47,6 +47,11 @@ public:
     /// the snapshot.
     void resync_entries(ShadowId shadow, const std::array<std::byte, kPageBytes>& snapshot);
     void audit_entries(ShadowId shadow, std::vector<std::string>& violations) const;
+    /// Where the guest's tables lead an access, if they permit it.
+    [[nodiscard]] std::optional<Gfn> frame_of(const GuestContext& guest, const Access& access) const;
+    /// Whether these are the shadows of the guest's roots.
+    [[nodiscard]] bool are_roots(unsigned vcpu, const GuestContext& guest,
+                                 const std::array<ShadowId, 4>& roots) const;
 
 private:
     static constexpr TableFormat kFormat = format_of(Guest);

@@ -42,15 +42,16 @@ struct Setup {
     std::string policy;  // of a shadow mode
     Populate populate = Populate::leaf;
     std::string layout = "identity";
-    bool secure = false;  // frames are made secure, vCPUs go in and out of secure mode
+    bool secure = false;       // frames are made secure, vCPUs go in and out of secure mode
+    bool cr3_targets = false;  // with a list of CR3 values that need no exit
 };
 
 std::string to_string(const Setup& setup)
 {
     if (setup.mode == TranslationMode::native) return "native";
-    return fmt::format("{} {} populate {} p2m {}{}", name_of(setup.mode), setup.policy,
+    return fmt::format("{} {} populate {} p2m {}{}{}", name_of(setup.mode), setup.policy,
                        setup.populate == Populate::leaf ? "leaf" : "step", setup.layout,
-                       setup.secure ? " secure" : "");
+                       setup.secure ? " secure" : "", setup.cr3_targets ? " cr3_targets" : "");
 }
 
 /// What a program found to be wrong.
@@ -101,6 +102,7 @@ struct Coverage {
     std::uint64_t unsynced = 0;   // tables gone out of sync
     std::uint64_t secure = 0;     // pages accessed in secure frames
     std::uint64_t withheld = 0;   // #PF at a page whose first frame is secure
+    std::uint64_t unseen = 0;     // MOV CR3 without an exit
 };
 
 class Program {
@@ -136,6 +138,7 @@ public:
 
     [[nodiscard]] const std::string& log() const { return text_; }
     [[nodiscard]] const Coverage& coverage() const { return coverage_; }
+    [[nodiscard]] Machine& machine() { return machine_; }
     [[nodiscard]] std::uint64_t unsynced() const
     {
         return machine_.shadow() != nullptr ? machine_.shadow()->counters().unsync : 0;
@@ -252,6 +255,7 @@ MachineConfig Program::config_for(const Setup& setup, Random& random, reference:
         config.policy = builtin_shadow_policies().find(setup.policy);
         config.check_coherence = speculates(*config.policy());
         config.populate = setup.populate;
+        if (setup.cr3_targets) config.cr3_targets = {0, 0x1000, 0x2000, 0x3000};
         // What a TLB keeps must go too.
         if (setup.secure && random.percent(50)) {
             config.cpu = std::make_shared<const CpuProfile>(find_cpu_profile("golden_cove"));
@@ -975,6 +979,13 @@ void Program::same_registers()
     if (c.paging() == reference::Paging::pae && machine_.pdptes(vcpu_) != c.pdptes) {
         mismatch("the PDPTE registers differ");
     }
+    // Where MOV CR3 is not seen, the mode is that of the root.
+    if (!setup_.cr3_targets) return;
+    if (machine_.shadow()->secure_mode(vcpu_)) {
+        reference_.in_secure_mode.insert(vcpu_);
+    } else {
+        reference_.in_secure_mode.erase(vcpu_);
+    }
 }
 
 void Program::audit()
@@ -1034,6 +1045,10 @@ std::string failure_of(const Setup& setup, std::uint64_t seed, unsigned operatio
         coverage.*count += program.coverage().*count;
     }
     coverage.unsynced += program.unsynced();
+    coverage.unseen += program.machine().counters().unseen_switches;
+    const HazardCounts hazards = program.machine().counters().hazards;
+    if (hazards.stale_shadows + hazards.shared_tables != 0)
+        return program.log() + program.machine().take_hazards().front();
     return {};
 }
 
@@ -1146,6 +1161,21 @@ TEST_CASE("refinement: the other policies equal the reference up to permitted st
             CHECK(coverage.placed > 1500);
             CHECK(coverage.faults > 1500);
             CHECK(coverage.to_tables > 150);
+        }
+    }
+}
+
+TEST_CASE("refinement: with CR3 values that need no exit, coherent policies stay right", "[machine][secure]")
+{
+    for (const char* const policy : {"write-protect", "xen-2006", "xen-2006-first"}) {
+        for (Setup setup : shadow_setups(policy)) {
+            setup.secure = true;
+            setup.cr3_targets = true;
+            Coverage coverage;
+            check_programs(setup, 150, kOperations, 1, coverage);
+            CHECK(coverage.secure > 100);
+            CHECK(coverage.withheld > 100);
+            CHECK(coverage.unseen > 50);
         }
     }
 }

@@ -38,6 +38,8 @@ std::vector<ReplayConfig> some_configs()
     all.p2m = parse_p2m_layout("shuffled:7");
     all.policy = "tlb-like";
     all.populate = Populate::step;
+    all.secure_view = SecureView::shared;
+    all.cr3_targets = {0x1000, 0, ~std::uint64_t{0}, 0x2001};
     all.cpu = "zen2";
     all.clock = ClockKind::window;
     all.window = 12;
@@ -121,6 +123,7 @@ TEST_CASE("the JSON of a configuration has every key, with its default", "[repla
     CHECK(
         to_json(ReplayConfig{}).dump() ==
         R"({"mode":"shadow","p2m":"header","policy":"xen","shadow":{"populate":"leaf","pool_pages":null,)"
+        R"("secure_view":"separate","cr3_targets":[],)"
         R"("custom":{"writable_heuristic":true,"early_unshadow":true,"fast_fault_path":true,"prefetch":true,)"
         R"("linux_l3_toplevel":true,"skip_verify":true,"virtual_tlb":true,"fast_emulation":true,)"
         R"("out_of_sync":true,"out_of_sync_tables":3,"fixups":2,"prefetch_window":32,"virtual_tlb_entries":13}},)"
@@ -181,6 +184,14 @@ TEST_CASE("a value of the wrong type or out of range is named by its path", "[re
         {R"({"shadow":null})", "shadow"},
         {R"({"shadow":{"populate":"page"}})", "shadow.populate"},
         {R"({"shadow":{"populate":true}})", "shadow.populate"},
+        {R"({"shadow":{"secure_view":"both"}})", "shadow.secure_view"},
+        {R"({"shadow":{"secure_view":true}})", "shadow.secure_view"},
+        {R"({"shadow":{"cr3_targets":4096}})", "shadow.cr3_targets"},
+        {R"({"shadow":{"cr3_targets":[1,2,3,4,5]}})", "shadow.cr3_targets"},
+        {R"({"shadow":{"cr3_targets":["0x1000",4096]}})", "shadow.cr3_targets"},
+        {R"({"shadow":{"cr3_targets":["4 KiB"]}})", "shadow.cr3_targets"},
+        {R"({"shadow":{"cr3_targets":[-1]}})", "shadow.cr3_targets"},
+        {R"({"shadow":{"cr3_targets":[null]}})", "shadow.cr3_targets"},
         {R"({"check":1})", "check"},
         {R"({"check":"true"})", "check"},
         {R"({"audit":-1})", "audit"},

@@ -225,6 +225,15 @@ void print_summary(std::FILE* out, const TraceHeader& header, const ReplayConfig
                          grouped(shadow.fault_emulate_write)));
         line("shadow pages", fmt::format("{} of 4 KiB in use at the end", grouped(shadow.alloc_count)));
     }
+    if (document.hazards) {
+        std::string hazards;
+        for (const HazardName& hazard : kHazardNames) {
+            hazards += fmt::format("{}{} {}", hazards.empty() ? "" : ", ",
+                                   grouped(total.hardware.hazards.*hazard.member), hazard.name);
+        }
+        line("hazards",
+             fmt::format("{}; {} MOV CR3 without an exit", hazards, grouped(total.hardware.unseen_switches)));
+    }
     if (config.check) {
         line("checks", fmt::format("{} expectations, {} mismatches", grouped(total.checks.checked),
                                    grouped(total.checks.mismatched)));
@@ -238,6 +247,16 @@ void print_summary(std::FILE* out, const TraceHeader& header, const ReplayConfig
     const double seconds = document.host.seconds;
     line("speed", fmt::format("{:.3f} s, {:.2f} million accesses/s", seconds,
                               seconds > 0 ? static_cast<double>(accesses.total()) / seconds / 1e6 : 0.0));
+}
+
+void print_hazards(std::FILE* out, const Replayer& replayer)
+{
+    for (const Hazard& hazard : replayer.hazards())
+        fmt::print(out, "hazard at record {}: {}\n", hazard.record, hazard.text);
+    std::uint64_t more = 0;
+    for (const HazardName& kind : kHazardNames) more += replayer.total().hardware.hazards.*kind.member;
+    more -= std::min<std::uint64_t>(more, replayer.hazards().size());
+    if (more > 0) fmt::print(out, "... and {} more\n", grouped(more));
 }
 
 void print_violations(std::FILE* out, const Replayer& replayer)
@@ -317,6 +336,7 @@ int replay(const ReplayOptions& options)
     StatisticsDocument document;
     document.config = &configuration;
     document.coherence = config.check_coherence;
+    document.hazards = can_have_hazards(config);
     document.shadow = config.mode != TranslationMode::native;
     const auto write_document = [&] {
         if (!statistics.wanted()) return;
@@ -348,6 +368,7 @@ int replay(const ReplayOptions& options)
         print_summary(people, reader.header(), config, document);
         print_mismatches(people, replayer);
         if (config.check_coherence) print_violations(people, replayer);
+        if (document.hazards) print_hazards(people, replayer);
     } catch (...) {
         document.complete =
             false;  // nothing was replayed: not even the header, or it does not fit the options

@@ -75,7 +75,11 @@ struct MachineConfig {
     ClockKind clock = ClockKind::off;
     unsigned window = 0;              ///< accesses in flight, for ClockKind::window
     bool program_uses_caches = true;  ///< the program's own accesses go through the data caches
-    bool check_coherence = false;     ///< compare each translation with what a fresh walk gives
+    SecureView secure_view = SecureView::separate;
+    /// MOV CR3 to one of these values does not exit once its root is prepared (docs/secure-view.md); not used
+    /// in native mode.
+    std::vector<std::uint64_t> cr3_targets;
+    bool check_coherence = false;  ///< compare each translation with what a fresh walk gives
 };
 
 /// An offset in a segment.
@@ -136,6 +140,8 @@ struct MachineCounters {
     std::uint64_t flushes = 0;            ///< of a vCPU's TLBs by the hypervisor, whole
     std::vector<TlbCounters> tlbs;        ///< as the profile lists them
     std::array<PagingStructureCacheCounters, kMaxLevels + 1> paging_structure_caches{};  ///< by level
+    std::uint64_t unseen_switches = 0;  ///< MOV CR3 without an exit
+    HazardCounts hazards;
     std::vector<Cycles> cycles;  ///< by label; empty: no clock
     StalenessCounts coherence;   ///< with MachineConfig::check_coherence
 
@@ -240,6 +246,11 @@ public:
     [[nodiscard]] std::vector<std::string> audit() const;
     /// Translations that nothing permits, as sentences, since the last call. With check_coherence.
     [[nodiscard]] std::vector<std::string> take_violations() { return std::exchange(violations_, {}); }
+    /// Hazards of shadow paging, as sentences: the first ones since the last call.
+    [[nodiscard]] std::vector<std::string> take_hazards()
+    {
+        return shadow_ ? shadow_->take_hazards() : std::vector<std::string>{};
+    }
     /// Accessed and dirty bits of the 8 bytes at `word` that are clear because of permitted stale
     /// translations.
     [[nodiscard]] std::uint64_t left_unset(GuestPhysical word) const
@@ -296,6 +307,12 @@ private:
     // What the guest flushes, flushed in the shadows; whether the vCPU's hardware has to be flushed whole.
     bool flush_shadows(unsigned vcpu, FlushScope due, Load what);
     bool flush_shadow_page(unsigned vcpu, LinearAddress address);
+    /// `new_settings`: roots that were prepared are of no use any more.
+    void load_shadow_roots(unsigned vcpu, bool new_settings);
+    /// The number of the vCPU's CR3 among those that need no exit.
+    [[nodiscard]] std::optional<unsigned> cr3_target(unsigned vcpu) const;
+    /// MOV CR3 to a value whose root is prepared: no exit.
+    [[nodiscard]] bool switch_unseen(unsigned vcpu);
     void flush_hardware(unsigned vcpu);
     void invpcid_natively(unsigned vcpu, InvpcidType type, unsigned pcid, LinearAddress address);
     /// Runs `work` as the hypervisor: exit, what the work costs, flushes of the hardware, entry. `work` says

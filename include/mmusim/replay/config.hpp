@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -31,6 +32,8 @@ struct ReplayConfig {
     std::string policy{kDefaultShadowPolicy};
     Populate populate = Populate::leaf;
     CustomShadowPolicy custom;                       ///< for the policy `custom`
+    SecureView secure_view = SecureView::separate;   ///< how secure frames are kept
+    std::vector<std::uint64_t> cr3_targets;          ///< MOV CR3 to one of these does not exit
     std::optional<std::uint64_t> shadow_pool_pages;  ///< none: as many as Xen's tool stack gives
     std::string cpu{kDefaultCpuProfile};             ///< a bundled profile or a file
     ClockKind clock = ClockKind::blocking;
@@ -44,6 +47,10 @@ struct ReplayConfig {
 
     friend bool operator==(const ReplayConfig&, const ReplayConfig&) = default;
 };
+
+/// Whether the configuration asks for what has hazards: CR3 values without an exit, or shared shadows of
+/// secure frames.
+[[nodiscard]] bool can_have_hazards(const ReplayConfig& config);
 
 /// The full configuration, with defaults, keys in a fixed order.
 [[nodiscard]] nlohmann::ordered_json to_json(const ReplayConfig& config);

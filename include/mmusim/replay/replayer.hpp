@@ -42,6 +42,12 @@ struct CoherenceViolation {
     std::string text;
 };
 
+/// A hazard of shadow paging that the configuration brings about.
+struct Hazard {
+    std::uint64_t record = 0;  ///< 1 is the first after the header
+    std::string text;
+};
+
 /// What `--audit` found.
 struct AuditFailure : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -74,6 +80,9 @@ public:
 
     /// The first ones.
     [[nodiscard]] const std::vector<CoherenceViolation>& violations() const { return violations_; }
+
+    /// The first ones.
+    [[nodiscard]] const std::vector<Hazard>& hazards() const { return hazards_; }
 
     [[nodiscard]] Machine& machine() { return machine_; }
     [[nodiscard]] const Machine& machine() const { return machine_; }
@@ -119,6 +128,7 @@ private:
     [[nodiscard]] Statistics counted() const;
     void end_phase();
     void collect_violations();
+    void collect_hazards();
 
     ReplayConfig config_;
     TraceHeader header_;
@@ -136,6 +146,8 @@ private:
     std::vector<Phase> phases_;
     std::vector<Mismatch> mismatches_;
     std::vector<CoherenceViolation> violations_;
+    bool has_hazards_ = false;  ///< the configuration can have them
+    std::vector<Hazard> hazards_;
     Execution execution_;
     std::vector<Operand> operands_;
 };

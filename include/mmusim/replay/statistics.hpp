@@ -69,6 +69,7 @@ struct StatisticsDocument {
     std::string trace_name;
     std::string trace_sha256;               ///< of the file as it is stored; empty: not known
     bool coherence = false;                 ///< translations were compared with fresh walks
+    bool hazards = false;                   ///< with `shadow`: the configuration is one that has hazards
     bool shadow = true;                     ///< a shadow mode: the document has shadow counters
     std::shared_ptr<const CpuProfile> cpu;  ///< whose TLBs were counted
     CycleLabels labels;                     ///< of the cycles

@@ -16,8 +16,17 @@ namespace mmusim {
 /// In ShadowKey::role: the shadow is one of the secure view, whose entries may map secure frames.
 inline constexpr std::uint8_t kSecureRole = 0x80;
 
+/// How secure frames are kept from vCPUs that are not in secure mode.
+enum class SecureView : std::uint8_t {
+    separate,  ///< a table has a shadow for each view
+    shared,    ///< one shadow for all; who propagates an entry looks at the vCPU's mode
+};
+
 class SecureFrames {
 public:
+    explicit SecureFrames(SecureView view) : view_{view} {}
+
+    [[nodiscard]] bool shared() const { return view_ == SecureView::shared; }
     void assign(std::vector<Gfn> frames)
     {
         frames_ = std::move(frames);
@@ -32,6 +41,7 @@ public:
     [[nodiscard]] const std::vector<Gfn>& all() const { return frames_; }
 
 private:
+    SecureView view_;
     std::vector<Gfn> frames_;
 };
 

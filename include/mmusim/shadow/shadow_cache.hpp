@@ -146,6 +146,11 @@ public:
     void clear(ShadowSlot slot);
     void clear_all(ShadowId id);
 
+    /// From now on the level-1 entries that map these frames are known, and those of no others.
+    void watch(std::span<const Mfn> frames);
+    /// Of a frame that is watched.
+    [[nodiscard]] std::span<const ShadowSlot> watched_mappings(Mfn frame) const;
+
     /// Writable entries that map the frame: their number is Xen's count of the writable type.
     [[nodiscard]] std::span<const ShadowSlot> writable_mappings(Mfn frame) const;
     /// Takes the writable bit from an entry; the hardware has to be flushed.
@@ -187,6 +192,7 @@ private:
     void drop_parent(ShadowId child, ShadowSlot slot);
     void track(std::uint64_t entry, ShadowSlot slot);
     void untrack(std::uint64_t entry, ShadowSlot slot);
+    void note_watched(std::uint64_t old, std::uint64_t now, ShadowSlot slot);
     void destroy(ShadowId id);
     void index(ShadowId id);
     void unindex(ShadowId id);
@@ -222,6 +228,7 @@ private:
     std::function<void(ShadowId)> on_destroy_;
     boost::unordered_flat_map<std::uint64_t, ShadowId> by_frame_;  ///< head of each frame's list
     boost::unordered_flat_map<std::uint64_t, boost::container::small_vector<ShadowSlot, 2>> writable_;
+    boost::unordered_flat_map<std::uint64_t, std::vector<ShadowSlot>> watched_;
 };
 
 }  // namespace mmusim

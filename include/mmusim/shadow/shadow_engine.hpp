@@ -23,9 +23,11 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <boost/unordered/unordered_flat_set.hpp>
@@ -35,6 +37,7 @@
 #include <mmusim/pagewalk/walk.hpp>
 #include <mmusim/shadow/counters.hpp>
 #include <mmusim/shadow/flush_filter.hpp>
+#include <mmusim/shadow/hazards.hpp>
 #include <mmusim/shadow/magic_entry.hpp>
 #include <mmusim/shadow/out_of_sync.hpp>
 #include <mmusim/shadow/policy.hpp>
@@ -117,7 +120,8 @@ public:
     /// reserved that could mark an entry (magic_entry.hpp).
     ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
                  unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first,
-                 std::uint64_t pool_pages, unsigned machine_bits);
+                 std::uint64_t pool_pages, unsigned machine_bits,
+                 SecureView secure_view = SecureView::separate);
 
     // All verbs may throw DomainCrashed.
 
@@ -168,6 +172,23 @@ public:
     [[nodiscard]] std::optional<PageFault> refusal(unsigned vcpu, const GuestContext& guest,
                                                    const Access& access, Gfn frame) const;
 
+    // A list of CR3 values, as a CPU's: MOV CR3 to one of them does not exit, once its root is prepared.
+
+    /// The vCPU's roots, just loaded, are those of value number `target`.
+    void prepare_root(unsigned vcpu, unsigned target);
+    void forget_prepared(unsigned vcpu);
+    /// The hardware goes to a prepared root, and to the mode in which it was prepared; the hypervisor does
+    /// not see it. False: it is not prepared.
+    [[nodiscard]] bool switch_unseen(unsigned vcpu, unsigned target, const GuestContext& guest);
+    /// At an exit, before anything else: does what an unseen MOV CR3 would have done.
+    void catch_up(unsigned vcpu, const GuestContext& guest);
+    [[nodiscard]] std::uint64_t unseen_switches() const { return unseen_switches_; }
+
+    [[nodiscard]] const HazardCounts& hazards() const { return hazards_; }
+    /// The first ones since the last call, as sentences.
+    [[nodiscard]] std::vector<std::string> take_hazards() { return std::exchange(hazard_texts_, {}); }
+    [[nodiscard]] bool keeps_views_apart() const { return !secure_frames_.shared(); }
+
     /// From now on `observer` is told what happens; null: nobody is.
     void observe(ShadowObserver* observer) { events_.observe(observer); }
     /// Tells of an emulated write whose store has not come, and will not.
@@ -209,6 +230,22 @@ private:
             Gfn table;
         };
         std::optional<FastEmulation> fast_emulation;
+        /// Roots that the hardware can go to without an exit, by number of the CR3 value.
+        struct Prepared {
+            bool ready = false;
+            bool secure = false;
+            Roots roots;
+        };
+        std::vector<Prepared> prepared = {};
+        std::optional<unsigned> unseen = {};  ///< where the hardware has gone since the last exit
+        bool looked = false;                  ///< this exit's handler has found CR3 changed
+        bool reference_missed = false;        ///< told already
+        /// What a hypervisor that does not look at CR3 would still hold, from before an unseen switch.
+        struct Unflushed {
+            VirtualTlb virtual_tlb;
+            std::optional<FastEmulation> fast_emulation;
+        };
+        std::optional<Unflushed> unflushed = {};
     };
     /// The emulation whose store comes next.
     struct Emulation {
@@ -225,16 +262,34 @@ private:
     /// What the keys of a vCPU's shadows have in their role besides control bits.
     [[nodiscard]] std::uint8_t view_of(unsigned vcpu) const
     {
-        return vcpus_[vcpu].secure ? kSecureRole : std::uint8_t{0};
+        return vcpus_[vcpu].secure && keeps_views_apart() ? kSecureRole : std::uint8_t{0};
+    }
+    /// Where the hardware is: other roots than the hypervisor knows, after an unseen switch.
+    [[nodiscard]] const Roots& running(const Vcpu& vcpu) const
+    {
+        return vcpu.unseen ? vcpu.prepared[*vcpu.unseen].roots : vcpu.roots;
     }
     /// Whether a shadow with this role must not map the frame.
     [[nodiscard]] bool withheld(Gfn frame, std::uint8_t role) const
     {
-        return secure_frames_.any() && (role & kSecureRole) == 0 && secure_frames_.contains(frame);
+        if (!secure_frames_.any()) return false;
+        const bool secure = secure_frames_.shared() ? vcpus_[current_].secure : (role & kSecureRole) != 0;
+        return !secure && secure_frames_.contains(frame);
     }
     void release_roots(Vcpu& vcpu);
     /// The root that the vCPU leaves stays at hand; the one left longest ago goes.
     void keep_previous_root(Vcpu& vcpu, ShadowId left);
+    void release(const Roots& roots);
+    void tell(std::uint64_t HazardCounts::*kind, std::string text);
+    void look_for_stale_shadows(unsigned vcpu, const GuestContext& guest);
+    void look_for_shared_tables();
+    void look_for_missed_references();
+    /// A fault in the page that was emulated last under another root.
+    void look_at_old_hint(unsigned vcpu, const GuestContext& guest, const Access& access,
+                          std::uint32_t error_code);
+    /// The top shadows above this one, or it, in order of their ids.
+    [[nodiscard]] std::vector<ShadowId> roots_above(ShadowId id) const;
+    void audit_entries(ShadowId id, std::vector<std::string>& violations) const;
     [[nodiscard]] bool out_of_sync_active() const;
     [[nodiscard]] bool may_unsync(Gfn frame) const;
     /// Lets the guest write the table; a table that loses its slot is resynced.
@@ -324,6 +379,11 @@ private:
     std::vector<Vcpu> vcpus_;
     OutOfSyncTables out_of_sync_;
     SecureFrames secure_frames_;
+    std::vector<std::uint8_t> run_in_;  ///< by shadow: modes in which vCPUs have run on it; secure_view.cpp
+    std::set<std::array<std::uint64_t, 5>> shared_tables_told_;
+    HazardCounts hazards_;
+    std::vector<std::string> hazard_texts_;
+    std::uint64_t unseen_switches_ = 0;
     Emulation emulation_;
     unsigned current_ = 0;                            ///< the vCPU whose fault is being handled
     bool marks_mmio_;                                 ///< level-1 entries tell of frames outside RAM
