@@ -283,9 +283,9 @@ TEST_CASE("cr3 targets: a fault without room would free the root under its vCPU"
         if (!list) config.cr3_targets.clear();
         config.shadow_pool_pages = 16;
         TwoSpaces guest{config};
-        for (const std::uint64_t far : {2, 3, 4, 5, 6}) guest.map_in(guest.second, far << 39, 0x201'000);
+        for (const std::uint64_t far : {2u, 3u, 4u, 5u, 6u}) guest.map_in(guest.second, far << 39, 0x201'000);
         CHECK(guest.mov_cr3(guest.second));
-        for (const std::uint64_t far : {2, 3, 4, 5}) CHECK(guest.read(far << 39).ok());
+        for (const std::uint64_t far : {2u, 3u, 4u, 5u}) CHECK(guest.read(far << 39).ok());
         CHECK(guest.mov_cr3(guest.first));
         CHECK(guest.mov_cr3(guest.second));
         CHECK(guest.counters().prealloc_1 == 0);
