@@ -493,7 +493,12 @@ void Mmu::data(std::span<const Piece> pieces, Passage& passage)
         passage.spend(labels_->data(0), passage.now() + caches_.nearest_latency());
         return;
     }
-    const Cycles start = passage.now();
+    const DataCaches::Load last = load_lines(pieces, passage.now());
+    passage.spend(labels_->data(last.answered_by), last.ready_at);
+}
+
+DataCaches::Load Mmu::load_lines(std::span<const Piece> pieces, Cycles start)
+{
     const std::uint64_t line_bytes = std::uint64_t{1} << caches_.line_shift();
     DataCaches::Load last{start, 0};
     for (const Piece& piece : pieces) {
@@ -503,7 +508,7 @@ void Mmu::data(std::span<const Piece> pieces, Passage& passage)
             if (load.ready_at > last.ready_at) last = load;
         }
     }
-    passage.spend(labels_->data(last.answered_by), last.ready_at);
+    return last;
 }
 
 template Result<Mmu::Place, PageFault> Mmu::look_up<false>(const Access&, Passage*);

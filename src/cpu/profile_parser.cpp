@@ -514,13 +514,14 @@ constexpr std::array<std::pair<const char*, Cycles InstructionSpec::*>, 5> kInst
     {"page_fault", &InstructionSpec::page_fault},
 }};
 
-constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 14> kPriceKeys{{
+constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 15> kPriceKeys{{
     {"exit", &PriceList::exit},
     {"entry", &PriceList::entry},
     {"fault_handler", &PriceList::fault_handler},
     {"guest_walk_load", &PriceList::guest_walk_load},
     {"shadow_page", &PriceList::shadow_page},
     {"propagate", &PriceList::propagate},
+    {"prefetch", &PriceList::prefetch},
     {"emulate", &PriceList::emulate},
     {"load_root", &PriceList::load_root},
     {"hash_step", &PriceList::hash_step},

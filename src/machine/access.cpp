@@ -170,9 +170,9 @@ Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access, 
 
 Machine::Step Machine::emulate(unsigned index, const Access& access)
 {
-    const ShadowWork before = shadow_->work();
+    const ShadowWork before = before_work();
     const FaultAnswer answer = shadow_->emulated_access(index, vcpus_[index].guest, access);
-    charge(before);
+    charge(index, before);
     settle(index);
     if (answer.kind == FaultAnswer::Kind::guest) raise_page_fault(index, access.address);
     return step_of(answer);

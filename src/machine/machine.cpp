@@ -141,6 +141,8 @@ void Machine::start()
                                                  config_.policy(), config_.populate, pool_.value_or(Mfn{}),
                                                  pool_pages(), machine_bits_, config_.secure_view);
         shadow_->observe(observer_);
+        const bool touches_take_time = config_.clock != ClockKind::off && !timing().data_caches.empty();
+        shadow_->note_touches(touches_take_time ? &touches_ : nullptr);
     }
     if (config_.clock != ClockKind::off) {
         clock_.emplace(config_.clock, config_.window, timing().front_end.issue_width, labels_.size());
@@ -282,9 +284,9 @@ void Machine::in_hypervisor(unsigned index, Work work)
 {
     ++exits_;
     system_instruction(CycleLabels::kExit, timing().hypervisor.exit);
-    const ShadowWork before = shadow_->work();
+    const ShadowWork before = before_work();
     const bool flush_due = work();
-    charge(before);
+    charge(index, before);
     settle(index, flush_due);
     system_instruction(CycleLabels::kEntry, timing().hypervisor.entry);
 }
@@ -303,9 +305,28 @@ void Machine::settle_all()
     for (unsigned i = 0; i < vcpus_.size(); ++i) settle(i);
 }
 
-void Machine::charge(const ShadowWork& before)
+ShadowWork Machine::before_work()
+{
+    touches_.clear();  // of what takes no time
+    return shadow_->work();
+}
+
+void Machine::charge_touches(unsigned index)
+{
+    if (touches_.empty()) return;
+    clock_->serialize(CycleLabels::kInstructions, 0);  // begins when everything before it is over
+    for (const MemoryTouch& touch : touches_) {
+        const Cycles start = clock_->now();
+        const auto load = vcpus_[index].mmu->hypervisor_data({touch.address, touch.bytes}, start);
+        clock_->serialize(labels_.hypervisor_data(load.answered_by), load.ready_at - start);
+    }
+    touches_.clear();
+}
+
+void Machine::charge(unsigned index, const ShadowWork& before)
 {
     if (!clock_) return;
+    charge_touches(index);
     const PriceList& prices = timing().hypervisor;
     const ShadowWork now = shadow_->work();
     clock_->serialize(CycleLabels::kFaultHandler, (now.faults - before.faults) * prices.fault_handler);
@@ -313,8 +334,10 @@ void Machine::charge(const ShadowWork& before)
                       (now.guest_entries_read - before.guest_entries_read) * prices.guest_walk_load);
     clock_->serialize(CycleLabels::kShadowPage,
                       (now.shadows_made - before.shadows_made) * prices.shadow_page);
+    const std::uint64_t prefetched = now.entries_prefetched - before.entries_prefetched;
     clock_->serialize(CycleLabels::kPropagate,
-                      (now.entries_written - before.entries_written) * prices.propagate);
+                      (now.entries_written - before.entries_written - prefetched) * prices.propagate);
+    clock_->serialize(CycleLabels::kPrefetch, prefetched * prices.prefetch);
     clock_->serialize(CycleLabels::kEmulate, (now.emulated - before.emulated) * prices.emulate);
     clock_->serialize(CycleLabels::kLoadRoot, (now.roots_loaded - before.roots_loaded) * prices.load_root);
     clock_->serialize(CycleLabels::kHash, (now.hash_steps - before.hash_steps) * prices.hash_step);
@@ -337,9 +360,9 @@ void Machine::exit_for(unsigned index, const Access& access, std::uint32_t error
 
 void Machine::emulated_store(std::span<const ShadowEngine::StorePart> parts)
 {
-    const ShadowWork before = shadow_->work();
+    const ShadowWork before = before_work();
     shadow_->emulated_store(parts);
-    charge(before);
+    charge(shadow_->emulating(), before);
     settle_all();
 }
 

@@ -149,7 +149,7 @@ Json cycles_json(const StatisticsDocument& document, const std::vector<Cycles>& 
     Cycles total = 0;
     for (std::size_t i = 0; i < by_label.size(); ++i) {
         const auto label = static_cast<Label>(i);
-        if (!document.shadow && CycleLabels::of_hypervisor(label)) continue;
+        if (!document.shadow && document.labels.of_hypervisor(label)) continue;
         by[document.labels.name(label)] = by_label[i];
         total += by_label[i];
     }

@@ -129,6 +129,7 @@ ShadowId ShadowCache::create(const ShadowKey& key)
     ++counters_->hash_inserts;
     counters_->alloc_count += key.type.frames();
     peak_pages_ = std::max(peak_pages_, counters_->alloc_count);
+    touch_all(id);
     events_->flag(PathFlag::promote);
     events_->tell(ShadowEventKind::promote, [&](ShadowEvent& event) {
         event.frame = key.frame;
@@ -290,6 +291,7 @@ std::uint64_t ShadowCache::entry(ShadowSlot slot) const
 void ShadowCache::store(ShadowSlot slot, std::uint64_t entry)
 {
     ++work_.entries_written;
+    touch(slot);
     machine_->store(frame_of(slot).number(), offset_of(slot), entry);
 }
 
@@ -302,8 +304,16 @@ ShadowId ShadowCache::shadow_at(Mfn frame) const
 ShadowId ShadowCache::child(ShadowSlot slot) const
 {
     assert(shadows_[slot.shadow].key.type.level > 1);
+    touch(slot);
     const std::uint64_t present = entry(slot);
     return (present & pte::kPresent) != 0 ? shadow_at(frame_in(present)) : kNoShadow;
+}
+
+void ShadowCache::touch_all(ShadowId id) const
+{
+    if (touches_ == nullptr) return;
+    for (unsigned i = 0; i < shadows_[id].key.type.frames(); ++i)
+        touch(shadows_[id].frames[i], 0, static_cast<unsigned>(kPageBytes));
 }
 
 ShadowId ShadowCache::held_child(ShadowSlot slot) const
@@ -450,6 +460,7 @@ void ShadowCache::empty_all(ShadowId id)
 {
     const ShadowType type = shadows_[id].key.type;
     const unsigned step = type.entries_per_guest_entry();
+    touch_all(id);
     for (unsigned page = 0; page < type.frames(); ++page) {
         if (machine_->find(shadows_[id].frames[page].number()) == nullptr) continue;  // never stored to
         for (unsigned i = 0; i < kEntries; i += step) {

@@ -251,6 +251,12 @@ InvlpgAnswer ShadowEngine::invlpg(unsigned vcpu, LinearAddress address)
     return answer;
 }
 
+void ShadowEngine::touch(Gfn frame, unsigned offset, unsigned bytes) const
+{
+    if (!cache_.notes_touches()) return;
+    if (const auto mfn = p2m_->mfn_of(frame)) cache_.touch(*mfn, offset, bytes);
+}
+
 void ShadowEngine::emulated_store(std::span<const StorePart> parts)
 {
     events_.begin_emulated(emulation_.vcpu, vcpus_[emulation_.vcpu].roots.paging);
@@ -276,7 +282,10 @@ void ShadowEngine::store_and_propagate(std::span<const StorePart> parts)
     current_ = emulation_.vcpu;
     std::byte old{};
     guest_memory_.read(parts[0].at, {&old, 1});
-    for (const StorePart& part : parts) guest_memory_.write(part.at, part.bytes);
+    for (const StorePart& part : parts) {
+        guest_memory_.write(part.at, part.bytes);
+        touch(Gfn::of(part.at), part.at.offset_in_page(), static_cast<unsigned>(part.bytes.size()));
+    }
     if (!declared_.protects_tables) return;
 
     for (const StorePart& part : parts) {
@@ -370,6 +379,7 @@ void ShadowEngine::pagetable_dying(unsigned vcpu, GuestPhysical root)
             const ShadowType type = cache_[id].key.type;
             if (type.format != format_of(mode) || type.level != mode.root_level()) continue;
             dying_.insert(table.number());
+            cache_.touch_all(id);
             const unsigned step = type.entries_per_guest_entry();
             for (unsigned i = 0; i < cache_[id].entries(); i += step) {
                 const ShadowSlot slot{id, static_cast<std::uint16_t>(i)};
@@ -668,6 +678,7 @@ bool ShadowEngine::remove_write_access(unsigned vcpu, Gfn table, int level, Line
             std::optional<ShadowSlot> slot;
             in_mode(*this, mine.roots.paging, [&](auto mmu) { slot = mmu.leaf_slot(vcpu, guess.address); });
             if (!slot) continue;
+            cache_.touch(*slot);
             const std::uint64_t entry = cache_.entry(*slot);
             constexpr std::uint64_t kBoth = pte::kPresent | pte::kWritable;
             if ((entry & kBoth) != kBoth || magic::is_mark(entry) ||
@@ -687,6 +698,7 @@ bool ShadowEngine::remove_write_access(unsigned vcpu, Gfn table, int level, Line
         }
         if (mine.last_writable != kNoShadow) {
             work_.entries_searched += cache_[mine.last_writable].entries();
+            cache_.touch_all(mine.last_writable);
             if (shoot_in(mine.last_writable)) {
                 ++counters_.writeable_h_5;
                 events_.flag(PathFlag::wrmap_guess_found);
@@ -702,6 +714,7 @@ bool ShadowEngine::remove_write_access(unsigned vcpu, Gfn table, int level, Line
     });
     for (const ShadowId shadow : cache_.leaf_shadows()) {
         work_.entries_searched += cache_[shadow].entries();
+        cache_.touch_all(shadow);
         if (!shoot_in(shadow)) continue;
         mine.last_writable = shadow;
         if (!left()) break;
@@ -740,6 +753,7 @@ void ShadowEngine::unsync(unsigned vcpu, Gfn frame)
     OutOfSyncTables::Table& table = out_of_sync_.add(vcpu, frame);
     if (declared_.repair == Repair::compare) {
         guest_memory_.read(frame.address(), table.snapshot);
+        touch(frame, 0, static_cast<unsigned>(kPageBytes));
         ++work_.snapshots;
     }
     ++counters_.unsync;

@@ -368,6 +368,10 @@ void ShadowMmu<Guest>::count_walk(const WalkPath<space::GuestPhysical>& path)
 {
     ++e_->counters_.guest_walk;
     e_->work_.guest_entries_read += static_cast<std::uint64_t>(Guest.root_level() - path.lowest + 1);
+    for (int level = Guest.root_level(); level >= path.lowest; --level) {
+        const auto i = static_cast<std::size_t>(level);
+        e_->touch(path.tables[i], path.offsets[i], Guest.entry_bytes);
+    }
 }
 
 template <PagingMode Guest>
@@ -496,6 +500,7 @@ std::optional<FaultAnswer> ShadowMmu<Guest>::answer_by_mark(Tables& tables, unsi
     if (!slot) return std::nullopt;
     const ShadowKey key = e_->cache_[slot->shadow].key;
     if (!key.type.splinter && e_->out_of_sync_.find(key.frame) != nullptr) return std::nullopt;
+    e_->cache_.touch(*slot);
     const std::uint64_t entry = e_->cache_.entry(*slot);
     if (!magic::is_mark(entry)) {
         ++e_->counters_.fault_fast_fail;
@@ -588,6 +593,7 @@ unsigned ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::Guest
     unsigned filled = 0;
     for (unsigned i = 1; i < count; ++i) {
         const ShadowSlot next{slot.shadow, static_cast<std::uint16_t>(slot.index + i)};
+        cache.touch(next);
         if (cache.entry(next) != 0) break;
         if (path.lowest > 1) {
             // A piece of a superpage: fabricated.
@@ -598,6 +604,7 @@ unsigned ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::Guest
         }
         using Word = detail::EntryWord<Guest>;
         const unsigned offset = path.offsets[1] + i * Guest.entry_bytes;
+        e_->touch(path.tables[1], offset, Guest.entry_bytes);
         const Word raw = e_->guest_memory_.template load<Word>(path.tables[1], offset);
         const Pte<Guest> entry{raw};
         if (entry.present() && (!entry.accessed() || (entry.has(pte::kWritable) && !entry.dirty()))) break;
@@ -621,6 +628,7 @@ unsigned ShadowMmu<Guest>::prefetch_group(ShadowSlot slot, const WalkPath<space:
     unsigned filled = 0;
     for (unsigned i = 0; i < count; ++i) {
         const ShadowSlot one{slot.shadow, static_cast<std::uint16_t>(first + i)};
+        cache.touch(one);
         if (cache.entry(one) != 0) continue;
         std::uint64_t leaf = 0;
         if (path.lowest > 1) {
@@ -632,8 +640,9 @@ unsigned ShadowMmu<Guest>::prefetch_group(ShadowSlot slot, const WalkPath<space:
             }
         } else {
             using Word = detail::EntryWord<Guest>;
-            const Word raw =
-                e_->guest_memory_.template load<Word>(path.tables[1], table_offset + i * Guest.entry_bytes);
+            const unsigned offset = table_offset + i * Guest.entry_bytes;
+            e_->touch(path.tables[1], offset, Guest.entry_bytes);
+            const Word raw = e_->guest_memory_.template load<Word>(path.tables[1], offset);
             leaf = leaf_for(Pte<Guest>{raw}, guest.rules.entries, key.role, false);
         }
         // Where one can't be used, the next ones seldom can.
@@ -778,6 +787,7 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     if (e_->declared_.switches.prefetch && leaf != 0) {
         prefetched =
             e_->declared_.prefetch_aligned ? prefetch_group(slot, path, guest) : prefetch(slot, path, guest);
+        e_->work_.entries_prefetched += prefetched;
     }
 
     if (!ram) {
@@ -995,6 +1005,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
         }
         ++*counter_of_level(e_->counters_, level);
         using Word = detail::EntryWord<Guest>;
+        e_->touch(key.frame, i * Guest.entry_bytes, Guest.entry_bytes);
         const Word raw = e_->guest_memory_.template load<Word>(key.frame, i * Guest.entry_bytes);
         const Pte<Guest> entry{raw};
         const ShadowSlot slot{shadow, static_cast<std::uint16_t>(i * key.type.entries_per_guest_entry())};
@@ -1055,6 +1066,8 @@ void ShadowMmu<Guest>::resync_entries(ShadowId shadow, const std::array<std::byt
     }
     using Word = detail::EntryWord<Guest>;
     const unsigned pair = key.type.entries_per_guest_entry();
+    cache.touch_all(shadow);
+    e_->touch(key.frame, 0, static_cast<unsigned>(kPageBytes));
     for (unsigned offset = 0; offset < kPageBytes; offset += Guest.entry_bytes) {
         const ShadowSlot slot{shadow, static_cast<std::uint16_t>(offset / Guest.entry_bytes * pair)};
         if ((cache.entry(slot) & pte::kPresent) == 0) continue;

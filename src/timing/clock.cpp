@@ -35,6 +35,7 @@ std::string CycleLabels::name(Label label) const
         "hypervisor.snapshot",
         "hypervisor.compare",
         "hypervisor.flush",
+        "hypervisor.prefetch",
     };
     if (label < kFixed) return std::string{kNames[label]};
     std::size_t rest = label - std::size_t{kFixed};
@@ -44,7 +45,7 @@ std::string CycleLabels::name(Label label) const
     const std::string& cache = caches_[rest % caches_.size()];
     const std::size_t level = rest / caches_.size();
     if (level < kEntries.size()) return fmt::format("walk.{}.{}", kEntries[level], cache);
-    return fmt::format("data.{}", cache);
+    return fmt::format("{}data.{}", level == kLevels ? "" : "hypervisor.", cache);
 }
 
 Clock::Clock(ClockKind kind, unsigned window, unsigned issue_width, std::size_t labels)

@@ -42,7 +42,8 @@ TEST_CASE("compare: rows by cycles, each as a replay of its own", "[command][com
         CHECK(cycles >= last);
         last = cycles;
         std::uint64_t by_kind = 0;
-        for (const char* const kind : {"exits", "faults", "shadows", "search", "emulate", "flush", "guest"}) {
+        for (const char* const kind :
+             {"exits", "faults", "shadows", "search", "emulate", "flush", "memory", "guest"}) {
             by_kind += row.at(std::string{"cycles_"} + kind).get<std::uint64_t>();
         }
         CHECK(by_kind == cycles);

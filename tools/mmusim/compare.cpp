@@ -59,8 +59,9 @@ const std::vector<Column>& columns()
          }},
         {"c.shadows", "cycles_shadows",
          [](C c) {
-             return cycles_of(c, {"hypervisor.shadow_page", "hypervisor.propagate", "hypervisor.load_root",
-                                  "hypervisor.hash", "hypervisor.snapshot", "hypervisor.compare"});
+             return cycles_of(
+                 c, {"hypervisor.shadow_page", "hypervisor.propagate", "hypervisor.prefetch",
+                     "hypervisor.load_root", "hypervisor.hash", "hypervisor.snapshot", "hypervisor.compare"});
          }},
         {"c.search", "cycles_search",
          [](C c) {
@@ -68,6 +69,7 @@ const std::vector<Column>& columns()
          }},
         {"c.emulate", "cycles_emulate", [](C c) { return cycles_of(c, {"hypervisor.emulate"}); }},
         {"c.flush", "cycles_flush", [](C c) { return cycles_of(c, {"hypervisor.flush"}); }},
+        {"c.memory", "cycles_memory", [](C c) { return cycles_of(c, {"hypervisor.data."}); }},
         {"c.guest", "cycles_guest", [](C c) { return c.cycles() - c.cycles_of("hypervisor."); }},
     };
     return kColumns;

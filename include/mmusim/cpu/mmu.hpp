@@ -123,6 +123,12 @@ public:
     };
     /// The program's own load or store of these pieces, from the passage's end on.
     void data(std::span<const Piece> pieces, Passage& passage);
+    /// The hypervisor's load or store of a piece on this CPU: each line that it touches, all at `start`; the
+    /// one that is ready last.
+    [[nodiscard]] DataCaches::Load hypervisor_data(const Piece& piece, Cycles start)
+    {
+        return load_lines({&piece, 1}, start);
+    }
 
     // --- counts ------------------------------------------------------------------------------------------
     [[nodiscard]] std::size_t tlbs() const { return tlbs_.size(); }
@@ -208,6 +214,7 @@ private:
                                                                             Passage* passage, bool fresh);
     template <PagingMode Mode>
     void find_resume(LinearAddress address, WalkResume<space::Machine>& resume, Cycles& ready);
+    [[nodiscard]] DataCaches::Load load_lines(std::span<const Piece> pieces, Cycles start);
     void spend_loads(Loads& loads, std::size_t& from, Passage& passage);
     /// Fills the page into level `u` of the chain; what makes room goes where the profile says. `absent`: the
     /// level is known to hold no entry of that page.

@@ -322,8 +322,12 @@ private:
     /// The hardware's part of what the engine has changed.
     void settle(unsigned vcpu, bool flush_due = false);
     void settle_all();
-    /// Charges what the engine has done since `before`.
-    void charge(const ShadowWork& before);
+    /// What the engine has done before work that is going to be charged.
+    [[nodiscard]] ShadowWork before_work();
+    /// Charges what the engine has done since `before`, on a vCPU.
+    void charge(unsigned vcpu, const ShadowWork& before);
+    /// The accesses to memory of that work: through the vCPU's data caches, one after another.
+    void charge_touches(unsigned vcpu);
     void system_instruction(Label label, Cycles cycles);
     /// Drops what is cached of a page that is going to fault.
     void drop_before_fault(unsigned vcpu, LinearAddress address);
@@ -385,6 +389,7 @@ private:
     std::unique_ptr<CoherenceOracle> oracle_;
     std::vector<std::string> violations_;
     std::unique_ptr<ShadowEngine> shadow_;
+    MemoryTouches touches_;  ///< of the engine's work under way, with a clock and data caches
     ShadowObserver* observer_ = nullptr;
     std::vector<Vcpu> vcpus_;
     std::vector<PageAccess> pages_;    ///< of the instruction under way

@@ -27,6 +27,7 @@
 
 #include <mmusim/shadow/counters.hpp>
 #include <mmusim/shadow/flush_filter.hpp>
+#include <mmusim/shadow/memory_touches.hpp>
 #include <mmusim/shadow/shadow_events.hpp>
 #include <mmusim/shadow/shadow_type.hpp>
 #include <mmusim/words/address.hpp>
@@ -122,6 +123,17 @@ public:
     [[nodiscard]] std::vector<ShadowId> leaf_shadows() const;
 
     [[nodiscard]] std::uint64_t entry(ShadowSlot slot) const;
+    /// Where to note what memory is touched; null: nowhere. `child` notes its entry, what stores
+    /// an entry that one, `create` and what destroys the whole shadow; `entry` nothing.
+    void note_touches(MemoryTouches* touches) { touches_ = touches; }
+    [[nodiscard]] bool notes_touches() const { return touches_ != nullptr; }
+    void touch(Mfn frame, unsigned offset, unsigned bytes) const
+    {
+        if (touches_ != nullptr) touches_->push_back({frame.address(offset).value(), bytes});
+    }
+    void touch(ShadowSlot slot) const { touch(frame_of(slot), slot.index % 512u * 8u, 8); }
+    /// All of it: from its first entry to its last.
+    void touch_all(ShadowId id) const;
     /// For an event.
     [[nodiscard]] ShadowEvent::Entry described(ShadowSlot slot) const
     {
@@ -211,6 +223,7 @@ private:
     FlushFilter* filter_;
     ShadowCounters* counters_;
     ShadowEvents* events_;
+    MemoryTouches* touches_ = nullptr;
     bool flush_due_ = false;
     bool l3_may_be_pinned_ = false;
     /// When a writable mapping was replaced last, by the filter's clock.

@@ -98,7 +98,8 @@ struct ShadowWork {
     std::uint64_t guest_entries_read = 0;  ///< on walks of the guest's tables
     std::uint64_t shadows_made = 0;
     std::uint64_t entries_written = 0;
-    std::uint64_t emulated = 0;  ///< accesses done for the guest
+    std::uint64_t entries_prefetched = 0;  ///< of these, without a fault of their own
+    std::uint64_t emulated = 0;            ///< accesses done for the guest
     std::uint64_t roots_loaded = 0;
     std::uint64_t hash_steps = 0;
     std::uint64_t entries_searched = 0;  ///< in searches for writable mappings
@@ -198,6 +199,11 @@ public:
     [[nodiscard]] bool take_flush_due() { return cache_.take_flush_due(); }
     [[nodiscard]] ShadowWork work() const;
 
+    /// From now on memory that is touched is noted there, in order; null: nowhere.
+    void note_touches(MemoryTouches* touches) { cache_.note_touches(touches); }
+    /// The vCPU whose emulated access was answered last: a store is its.
+    [[nodiscard]] unsigned emulating() const { return emulation_.vcpu; }
+
     /// Where the hardware's walk begins. A root that has no shadow yet is an empty table.
     [[nodiscard]] WalkRoot<space::Machine> hardware_root(unsigned vcpu) const;
 
@@ -254,6 +260,8 @@ private:
         std::optional<Vcpu::FastEmulation> remember;  ///< if the page is still a table afterwards
     };
 
+    /// Notes that guest memory is touched, within one frame.
+    void touch(Gfn frame, unsigned offset, unsigned bytes) const;
     void answer_flush(unsigned vcpu, GuestFlush flush, LinearAddress address);
     void store_and_propagate(std::span<const StorePart> parts);
     void tell_of_shadow(ShadowEventKind kind, ShadowId shadow);

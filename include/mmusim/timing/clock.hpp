@@ -19,7 +19,8 @@ namespace mmusim {
 /// What a cycle was spent on: a place in `CycleLabels`.
 using Label = std::uint16_t;
 
-/// The labels of `cycles.by`: those named here, then a TLB each, then table level × cache, then the caches.
+/// The labels of `cycles.by`: those named here, then a TLB each, then table level × cache, then the caches,
+/// and where there are data caches, once more for the hypervisor's accesses.
 class CycleLabels {
 public:
     static constexpr Label kInstructions = 0;
@@ -46,7 +47,8 @@ public:
     static constexpr Label kSnapshot = 21;
     static constexpr Label kCompare = 22;
     static constexpr Label kFlush = 23;
-    static constexpr Label kFixed = 24;
+    static constexpr Label kPrefetch = 24;
+    static constexpr Label kFixed = 25;
 
     CycleLabels() : CycleLabels{{}, {}} {}
     /// Names of the profile's TLBs and data caches.
@@ -64,11 +66,20 @@ public:
                                   (static_cast<std::size_t>(level) - 1) * caches_.size() + cache);
     }
     [[nodiscard]] Label data(unsigned cache) const { return walk(kLevels + 1, cache); }
-    [[nodiscard]] std::size_t size() const { return kFixed + tlbs_.size() + (kLevels + 1) * caches_.size(); }
+    /// The hypervisor's own loads and stores. Only where there are data caches.
+    [[nodiscard]] Label hypervisor_data(unsigned cache) const { return walk(kLevels + 2, cache); }
+    [[nodiscard]] std::size_t size() const
+    {
+        const std::size_t rows = caches_.size() > 1 ? kLevels + 2 : kLevels + 1;
+        return kFixed + tlbs_.size() + rows * caches_.size();
+    }
     /// "walk.pde.l1d".
     [[nodiscard]] std::string name(Label label) const;
     /// Whether only a hypervisor's work has it.
-    [[nodiscard]] static bool of_hypervisor(Label label) { return label >= kExit && label < kFixed; }
+    [[nodiscard]] bool of_hypervisor(Label label) const
+    {
+        return (label >= kExit && label < kFixed) || label >= hypervisor_data(0);
+    }
 
 private:
     static constexpr int kLevels = 5;

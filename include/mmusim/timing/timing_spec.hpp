@@ -57,6 +57,7 @@ struct PriceList {
     Cycles guest_walk_load = 0;  ///< each entry of the guest's tables that the handler reads
     Cycles shadow_page = 0;      ///< a shadow page found free, cleared, hashed
     Cycles propagate = 0;        ///< an entry made or changed
+    Cycles prefetch = 0;         ///< a further entry that a fault fills
     Cycles emulate = 0;          ///< an instruction emulated
     Cycles load_root = 0;        ///< the roots of a CR3 load found or made
     Cycles hash_step = 0;        ///< a shadow looked at in a chain of the hash table
