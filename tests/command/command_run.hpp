@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Runs the built command as a child and says what it wrote, what it ended with and how much memory it had.
+// Runs the built command, or another program, as a child and says what it wrote, what it ended with and how
+// much memory it had.
 #pragma once
 
 #include <array>
@@ -33,13 +34,14 @@ struct RunOptions {
     std::string output;               ///< standard output goes there, and not into Run::out
 };
 
-inline Run run(const std::vector<std::string>& arguments, const RunOptions& options = {})
+inline Run run_program(const std::string& program, const std::vector<std::string>& arguments,
+                       const RunOptions& options = {})
 {
     std::array<std::array<int, 2>, 2> pipes{};
     for (auto& ends : pipes) {
         if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw std::runtime_error("no pipe");
     }
-    std::vector<std::string> words{MMUSIM_COMMAND};
+    std::vector<std::string> words{program};
     words.insert(words.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
@@ -54,7 +56,7 @@ inline Run run(const std::vector<std::string>& arguments, const RunOptions& opti
             ::dup2(pipes[1][1], 2) < 0 || ::chdir(MMUSIM_SOURCE_DIR) != 0) {
             ::_exit(127);
         }
-        ::execv(MMUSIM_COMMAND, argv.data());
+        ::execv(program.c_str(), argv.data());
         ::_exit(127);
     }
     Run result;
@@ -85,6 +87,11 @@ inline Run run(const std::vector<std::string>& arguments, const RunOptions& opti
     if (WIFEXITED(status)) result.code = WEXITSTATUS(status);
     result.peak_bytes = static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
     return result;
+}
+
+inline Run run(const std::vector<std::string>& arguments, const RunOptions& options = {})
+{
+    return run_program(MMUSIM_COMMAND, arguments, options);
 }
 
 inline bool has(const std::string& text, const std::string& words)

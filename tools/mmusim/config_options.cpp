@@ -48,7 +48,7 @@ int policies()
 {
     const ShadowPolicyCatalog catalog = builtin_shadow_policies();
     for (const ShadowPolicyCatalog::Entry& policy : catalog.entries()) {
-        fmt::print("{:<15}{}{}\n", policy.name, policy.description,
+        fmt::print("{:<17}{}{}\n", policy.name, policy.description,
                    policy.name == kDefaultShadowPolicy ? " (the default)" : "");
     }
     return kDone;
