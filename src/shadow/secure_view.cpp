@@ -55,6 +55,8 @@ void ShadowEngine::set_secure_mode(unsigned vcpu, bool on, const GuestContext& g
 {
     if (vcpus_[vcpu].secure == on) return;
     vcpus_[vcpu].secure = on;
+    // A flush of one page has dropped it in the view that was left alone.
+    if (out_of_sync_.any()) listed() ? resync_all(vcpu) : resync_own(vcpu);
     load_roots(vcpu, guest);
 }
 

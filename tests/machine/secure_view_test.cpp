@@ -276,3 +276,22 @@ TEST_CASE("secure view: what is an exit, and what a reset leaves", "[machine][se
     CHECK(!guest.machine.shadow()->secure_mode(0));
     CHECK(guest.read(0x101'000).ok());
 }
+
+TEST_CASE("secure view: a page fault in one view holds for the other", "[machine][secure]")
+{
+    const ShadowPolicyCatalog catalog = builtin_shadow_policies();
+    for (const auto& policy : catalog.entries()) {
+        INFO(policy.name);
+        Guest guest{Paging::four_level, under(policy.name)};
+        guest.map(0x40'0000, 0x101'000);
+        const std::uint64_t entry = guest.entry_at(0x40'0000, 1);
+        guest.map(0x8000'0000, entry & ~std::uint64_t{0xfff});
+        CHECK(guest.read(0x40'0000).ok());
+        guest.machine.set_secure_mode(0, true);
+        CHECK(guest.store(0x8000'0000 | (entry & 0xfff), 0).ok());
+        // Which a CPU need not have seen so far; but after a fault nothing of the page is cached.
+        if (guest.read(0x40'0000).ok()) continue;
+        guest.machine.set_secure_mode(0, false);
+        CHECK_FALSE(guest.read(0x40'0000).ok());
+    }
+}
