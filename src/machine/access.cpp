@@ -111,7 +111,7 @@ void Machine::land()
 // --- one translation ---------------------------------------------------------------------------------
 
 template <bool Timed>
-inline Machine::Step Machine::translate(unsigned index, const Access& access)
+inline Machine::Step Machine::translate(unsigned index, const Access& access, Again again)
 {
     Vcpu& vcpu = vcpus_[index];
     if (!vcpu.fits) [[unlikely]]
@@ -122,7 +122,7 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access)
     if constexpr (!Timed) {
         const auto found = vcpu.mmu->translate<false>(access, nullptr);
         if (!found) [[unlikely]]
-            return missed(index, access, found.error());
+            return missed(index, access, found.error(), again);
         if (oracle_) [[unlikely]]
             check_coherence(index, access, GuestPhysical{found->origin});
         return {Step::Kind::done, GuestPhysical{found->origin}, found->machine};
@@ -133,7 +133,7 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access)
         if (passage.now() > flight_.passage.now()) flight_.passage = passage;
         if (!found) [[unlikely]] {
             land();
-            return missed(index, access, found.error());
+            return missed(index, access, found.error(), again);
         }
         if (oracle_) [[unlikely]]
             check_coherence(index, access, GuestPhysical{found->origin});
@@ -141,10 +141,14 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access)
     }
 }
 
-Machine::Step Machine::missed(unsigned index, const Access& access, const PageFault& fault)
+Machine::Step Machine::missed(unsigned index, const Access& access, const PageFault& fault, Again again)
 {
     vcpus_[index].mmu->page_fault(access.address);
-    if (shadow_) return exit_to_hypervisor(index, access, fault.error_code);
+    if (shadow_) {
+        // The hypervisor sets the dirty bit: whatever is translated again must not fault then.
+        if (access.kind == AccessKind::write && one_faults(index, again)) return {Step::Kind::retry, {}};
+        return exit_to_hypervisor(index, access, fault.error_code);
+    }
     raise_page_fault(index, access.address);
     return faulted(fault);
 }
@@ -288,6 +292,17 @@ std::uint64_t Machine::run(unsigned index, std::span<const StreamAccess> accesse
     return exceptions;
 }
 
+bool Machine::one_faults(unsigned index, Again pages)
+{
+    if (shadow_->policy().coherent()) return false;  // they have been translated as the guest's tables say
+    for (std::size_t i = pages.first; i < pages.last; ++i) {
+        if (guest_walk(index, pages_[i].access)) continue;
+        drop_before_fault(index, pages_[i].access.address);
+        return true;
+    }
+    return false;
+}
+
 std::size_t Machine::first_to_fault(unsigned index)
 {
     const auto faulting = std::find_if(pages_.begin(), pages_.end(), [&](const PageAccess& page) {
@@ -330,9 +345,10 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
             if (!completes && i < faulting && access.kind == AccessKind::write)
                 access.kind = AccessKind::read;
             // An emulated instruction is emulated to its end.
+            const Again again{restart == Restart::instruction ? 0 : i - (second_page ? 1 : 0), i};
             steps_[i] = emulating ? emulate(index, access)
-                        : clock_  ? translate<true>(index, access)
-                                  : translate<false>(index, access);
+                        : clock_  ? translate<true>(index, access, again)
+                                  : translate<false>(index, access, again);
             if (steps_[i].kind == Step::Kind::fault) return i;
             if (steps_[i].kind == Step::Kind::retry) {
                 if (patience != 0 && --patience == 0) emulating = true;

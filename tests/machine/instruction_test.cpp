@@ -214,3 +214,25 @@ TEST_CASE("instruction: an emulated write before a page that was stale dirties n
         guest, {Guest::operand(AccessKind::write, 0x40'1000), Guest::operand(AccessKind::read, 0x40'0000)});
     CHECK(guest.entry(0x40'1000, 1) == (0x102'000 | P | A | (done.fault ? 0 : D)));
 }
+
+TEST_CASE(
+    "instruction: a write whose exit comes after a stale operand dirties nothing if that one then faults",
+    "[machine]")
+{
+    // The fetch passes by a stale translation; the write's exit makes the page's translation anew, and with
+    // it the fetch, which starts again, faults.
+    for (const Options& options : everywhere()) {
+        INFO(options.policy);
+        Guest guest{Paging::four_level, options};
+        guest.map(0x40'0000, 0x101'000, P | W | U | A);
+        const std::uint64_t entry = guest.entry_at(0x40'0000, 1);
+        guest.map(0x8000'0000, entry & ~std::uint64_t{0xfff});
+        const Operand fetch = Guest::operand(AccessKind::fetch, 0x40'0000, 1, true);
+        Operand write = Guest::operand(AccessKind::write, 0x40'0800);
+        write.implicit = true;
+        CHECK(run(guest, {fetch}).placed.size() == 1);
+        CHECK(guest.store(0x8000'0000 | (entry & 0xfff), 0x101'000 | P | W | A).ok());
+        const Execution done = run(guest, {fetch, write});
+        CHECK(guest.entry(0x40'0000, 1) == (0x101'000 | P | W | A | (done.fault ? 0 : D)));
+    }
+}

@@ -283,6 +283,12 @@ private:
         std::uint32_t operand = 0;
     };
 
+    /// Pages of the instruction under way, [first, last), that are translated again if the next one exits.
+    struct Again {
+        std::size_t first = 0;
+        std::size_t last = 0;
+    };
+
     /// The operand that is in flight, with a clock: the way of its translation that was ready last.
     struct Flight {
         Cycles issued = 0;
@@ -346,7 +352,7 @@ private:
     [[nodiscard]] Step faulted(const PageFault& fault);
     [[nodiscard]] Step step_of(const FaultAnswer& answer);
     template <bool Timed>
-    [[nodiscard]] Step translate(unsigned vcpu, const Access& access);
+    [[nodiscard]] Step translate(unsigned vcpu, const Access& access, Again again = {});
     template <bool Timed>
     [[nodiscard]] Result<Placed, Exception> access_one_page(unsigned vcpu, const Access& access,
                                                             std::uint32_t bytes, std::uint64_t gap);
@@ -357,7 +363,9 @@ private:
     void land();
     void emulated_store(std::span<const ShadowEngine::StorePart> parts);
     [[nodiscard]] const TimingSpec& timing() const { return config_.cpu->timing; }
-    [[nodiscard]] Step missed(unsigned vcpu, const Access& access, const PageFault& fault);
+    [[nodiscard]] Step missed(unsigned vcpu, const Access& access, const PageFault& fault, Again again);
+    /// Whether one of the pages would fault now, after all. What was cached of it is dropped then.
+    [[nodiscard]] bool one_faults(unsigned vcpu, Again pages);
     void exit_for(unsigned vcpu, const Access& access, std::uint32_t error_code, FaultAnswer& answer);
     [[nodiscard]] Step exit_to_hypervisor(unsigned vcpu, const Access& access, std::uint32_t error_code);
     [[nodiscard]] Step emulate(unsigned vcpu, const Access& access);
