@@ -475,10 +475,11 @@ ShadowWork ShadowEngine::work() const
 
 // --- room --------------------------------------------------------------------------------------------
 
-void ShadowEngine::make_room(std::uint64_t pages)
+bool ShadowEngine::make_room(std::uint64_t pages)
 {
     // reference/other_policies.md 1.2
     constexpr std::uint64_t kFewest = 5, kRefill = 25;
+    bool had_room = true;
     if (declared_.reclaim == Reclaim::oldest_shadow && cache_.free_pages() < std::max(pages, kFewest)) {
         ++counters_.prealloc_1;
         const std::uint64_t wanted = std::max(pages, std::min(kRefill, cache_.pool_pages() / 2));
@@ -489,19 +490,20 @@ void ShadowEngine::make_room(std::uint64_t pages)
             if (!cache_[id].alive() || !cache_[id].pinned || in_use(id)) continue;
             tell_of_shadow(ShadowEventKind::prealloc_unpin, id);
             zap(id);
+            had_room = false;
         }
     }
-    if (cache_.free_pages() >= pages) return;
+    if (cache_.free_pages() >= pages) return had_room;
     ++counters_.prealloc_1;
     while (!cache_.pinned().empty()) {
         const ShadowId oldest = cache_.pinned().front();
         tell_of_shadow(ShadowEventKind::prealloc_unpin, oldest);
         cache_.unpin(oldest);
-        if (cache_.free_pages() >= pages) return;
+        if (cache_.free_pages() >= pages) return false;
     }
     // A list of CR3 values is shorter for it.
     for (unsigned vcpu = 0; vcpu < vcpus_.size(); ++vcpu) forget_prepared(vcpu);
-    if (cache_.free_pages() >= pages) return;
+    if (cache_.free_pages() >= pages) return false;
     ++counters_.prealloc_2;
     for (const Vcpu& vcpu : vcpus_) {
         for (const ShadowId root : running(vcpu).ids) {
@@ -509,7 +511,7 @@ void ShadowEngine::make_room(std::uint64_t pages)
             events_.flag(PathFlag::prealloc_unhook);
             tell_of_shadow(ShadowEventKind::prealloc_unhook, root);
             cache_.clear_all(root);
-            if (cache_.free_pages() >= pages) return;
+            if (cache_.free_pages() >= pages) return false;
         }
     }
     events_.tell(ShadowEventKind::domf_dying, [](ShadowEvent&) {});

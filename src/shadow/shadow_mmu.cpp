@@ -714,27 +714,34 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         mine.virtual_tlb.insert(access.address, Gfn::of(walked->address), proved);
         if (mine.unflushed)
             mine.unflushed->virtual_tlb.insert(access.address, Gfn::of(walked->address), proved);
-        // Of whatever is missing: all but the top level, a guest's 1G page in pieces of pieces.
-        e_->make_room(Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1));
+        // Of whatever is missing: all but the top level, a guest's 1G page in pieces of pieces. After a blow
+        // the roots too.
+        unsigned missing = Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1);
+        if (root_slot(vcpu, access.address) == kNoShadow) missing += kFormat == TableFormat::bits64 ? 1 : 4;
+        const bool had_room = e_->make_room(missing);
         const bool again =
             e_->declared_.protects_tables &&
             (protect_path(vcpu, access.address, path) ||
              (e_->listed() && resync_before_linking(vcpu, access.address, guest, path, *walked)));
-        if (!again) return build(vcpu, guest, access, *walked, path, write);
+        if (!again) return build(vcpu, guest, access, *walked, path, write, had_room);
     }
 }
 
 template <PagingMode Guest>
 FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, const Access& access,
                                     const Translation<space::GuestPhysical>& walked,
-                                    const WalkPath<space::GuestPhysical>& path, bool write)
+                                    const WalkPath<space::GuestPhysical>& path, bool write, bool had_room)
 {
     ShadowCounters& counters = e_->counters_;
     auto& mine = e_->vcpus_[vcpu];
     const Gfn page = Gfn::of(walked.address);
 
     // The path, from the root to the level-1 table. Below a superpage's entry it is fabricated.
-    if (root_slot(vcpu, access.address) == kNoShadow) load_roots(vcpu, guest);
+    if (root_slot(vcpu, access.address) == kNoShadow) {
+        load_roots(vcpu, guest);
+        // Others may use the same roots: below them is what they have not flushed.
+        e_->listed() ? e_->resync_reachable(vcpu) : e_->resync_others_lightly(vcpu);
+    }
     ShadowId at = root_slot(vcpu, access.address);
     assert(at != kNoShadow);
     e_->cache_.used(at);
@@ -750,7 +757,8 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
         at = link_child(slot_of(at, level, access.address), step.wanted, step.flags | mark, linked);
         e_->cache_.used(at);
         upper_linked |= linked && level > 2;
-        if (linked && e_->populate_ == Populate::step) {
+        // What one step makes the next one's room could take away again: then it is done in one.
+        if (linked && e_->populate_ == Populate::step && had_room) {
             if (level > 2 && !e_->listed()) e_->resync_all(vcpu);
             ++counters.fault_linked;
             end(ShadowEventKind::link, path, page,

@@ -140,10 +140,10 @@ private:
     /// marked.
     [[nodiscard]] ShadowId wake(ShadowSlot slot, const ShadowKey& wanted, std::uint64_t flags);
     void empty_for_use(ShadowId shadow, bool globals_too);
-    /// Shadows of the walk's path, and the entry of its page.
+    /// Shadows of the walk's path, and the entry of its page. `had_room`: nothing had to give way for it.
     [[nodiscard]] FaultAnswer build(unsigned vcpu, const GuestContext& guest, const Access& access,
                                     const Translation<space::GuestPhysical>& walked,
-                                    const WalkPath<space::GuestPhysical>& path, bool write);
+                                    const WalkPath<space::GuestPhysical>& path, bool write, bool had_room);
     /// Fills entries after `slot`, as far as the guest's are in use; how many.
     unsigned prefetch(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path, const GuestContext& guest);
     /// The level-1 entry for a guest entry in a shadow with this role: a mapping, a mark or 0. `write`: a

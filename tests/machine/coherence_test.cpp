@@ -134,3 +134,29 @@ TEST_CASE("the library's policies forget nothing", "[machine][coherence]")
         }
     }
 }
+
+TEST_CASE("coherence: a root that another vCPU uses is looked through also when it is found after a blow",
+          "[machine]")
+{
+    const ShadowPolicyCatalog catalog = builtin_shadow_policies();
+    for (const auto& policy : catalog.entries()) {
+        INFO(policy.name);
+        MachineConfig config = config_of(under(policy.name));
+        config.vcpus = 2;
+        config.check_coherence = true;
+        Guest guest{Paging::four_level, config};
+        guest.map(0x40'0000, 0x101'000);
+        guest.map(0x40'1000, 0x102'000);
+        const std::uint64_t entry = guest.entry_at(0x40'0000, 1);
+        guest.map(0x8000'0000, entry & ~std::uint64_t{0xfff});
+        guest.machine.blow_shadows();
+        CHECK(guest.read(0x40'0000, 8, 1).ok());
+        CHECK(guest.store(0x8000'0000 | (entry & 0xfff), 0, 8, 1).ok());
+        // The second vCPU may go on with what it has cached; the first one has cached nothing, and sees a
+        // fault.
+        CHECK_FALSE(guest.read(0x40'0000).ok());
+        CHECK(guest.read(0x40'1000).ok());
+        CHECK_FALSE(guest.read(0x40'0000).ok());
+        CHECK(guest.machine.take_violations().empty());
+    }
+}

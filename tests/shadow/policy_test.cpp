@@ -195,3 +195,37 @@ TEST_CASE("policies: write-protect INVLPG drops nothing", "[shadow]")
     CHECK(guest.counters().fault == faults);
     CHECK(guest.counters().invlpg == 1);
 }
+
+TEST_CASE("policies: a fault after a blow has room for the root and the path", "[shadow]")
+{
+    // Two roots of four pages, and level-1 tables of two.
+    MachineConfig config = config_of(under("write-protect"));
+    config.vcpus = 2;
+    config.shadow_pool_pages = 12;
+    Guest guest{Paging::two_level, config};
+    guest.load(1, guest.new_table());
+    guest.map(kLinear, 0x101'000);
+    guest.map(kLinear + 0x40'0000, 0x102'000);
+    guest.map_in(Gfn{0x11}, kLinear, 0x103'000);
+    guest.machine.blow_shadows();
+    CHECK(guest.read(kLinear).ok());
+    CHECK(guest.read(kLinear + 0x40'0000).ok());
+    CHECK(guest.shadows().free_pages() == 4);
+    CHECK(guest.read(kLinear, 8, 1).at() == 0x103'000);
+    CHECK(guest.machine.audit().empty());
+}
+
+TEST_CASE("policies: populating step by step gets on where the pool is short", "[shadow]")
+{
+    // The first vCPU's entries give way first: also while it is the one that needs room.
+    MachineConfig config = config_of(under("write-protect", Populate::step));
+    config.vcpus = 2;
+    config.shadow_pool_pages = 12;
+    Guest guest{Paging::two_level, config};
+    guest.load(1, guest.new_table());
+    guest.map(kLinear, 0x101'000);
+    guest.map_in(Gfn{0x11}, kLinear, 0x103'000);
+    CHECK(guest.read(kLinear, 8, 1).at() == 0x103'000);
+    CHECK(guest.read(kLinear).at() == 0x101'000);
+    CHECK(guest.read(kLinear).at() == 0x101'000);
+}

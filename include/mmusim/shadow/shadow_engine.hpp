@@ -341,8 +341,8 @@ private:
     /// Gives up the shadows of a frame. `fast`: only by what is known of their references. False if some
     /// remain.
     bool unshadow(Gfn frame, bool fast);
-    /// Room for `pages` more pages of shadows.
-    void make_room(std::uint64_t pages);
+    /// Room for `pages` more pages of shadows. False if others had to give way.
+    bool make_room(std::uint64_t pages);
     void forget_hints(ShadowId destroyed);
     void consider_unshadowing(unsigned vcpu, GuestPhysical at, std::span<const std::byte> bytes);
     [[nodiscard]] bool dying(Gfn table) const { return dying_.contains(table.number()); }
