@@ -124,7 +124,7 @@ public:
         , model_{model::from_profile(profile, program_data), reference_, program.cpus, front_end}
         , machine_{config_of(program, profile, front_end, program_data)}
     {
-        for (const auto& [word, value] : program.memory) poke(word * 8, 8, value);
+        for (const auto& [word, value] : program.memory.nonzero()) poke(word * 8, 8, value);
         for (unsigned cpu = 0; cpu < program.cpus; ++cpu) {
             if (machine_.set_registers(cpu, registers_of(program.registers[cpu]))) {
                 throw std::logic_error("the first registers are refused");
@@ -336,12 +336,8 @@ private:
         for (const auto& [first, count] : program_.ram) {
             for (u64 frame = first; frame < first + count; ++frame) {
                 machine_.peek(mmusim::GuestPhysical{frame << 12}, std::as_writable_bytes(std::span{words}));
-                auto expected = reference_.memory.words.lower_bound(frame * 512);
                 for (u64 i = 0; i < 512; ++i) {
-                    u64 value = 0;
-                    if (expected != reference_.memory.words.end() && expected->first == frame * 512 + i) {
-                        value = (expected++)->second;
-                    }
+                    const u64 value = reference_.memory.words[frame * 512 + i];
                     if (words[i] != value) {
                         throw Mismatch(fmt::format("memory at {:#x} is {:#x}, in the model {:#x}",
                                                    frame << 12 | i << 3, words[i], value));

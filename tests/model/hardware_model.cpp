@@ -967,8 +967,7 @@ Hardware::Descent Hardware::descend(Core& core, const reference::Access& access,
 
         u64 entry = 0;
         if (machine_.memory.is_ram(path.address)) {
-            const auto word = machine_.memory.words.find(path.address / 8);
-            if (word != machine_.memory.words.end()) entry = word->second;
+            entry = machine_.memory.words[path.address / 8];
             if (narrow) entry = entry >> path.address % 8 * 8 & 0xffff'ffff;
         }
         if ((entry & 1) == 0) return descent;

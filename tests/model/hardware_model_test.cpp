@@ -1698,7 +1698,7 @@ struct Played1 {
     std::vector<Counters> counters;
     u64 cycles = 0;
     u64 faults = 0;
-    std::map<u64, u64> memory;
+    reference::Words memory;
 };
 
 Played1 run(const Program& program, const Config& config, FrontEnd front_end)

@@ -55,7 +55,7 @@ struct Event {
 struct Program {
     reference::Features features;
     std::vector<std::pair<std::uint64_t, std::uint64_t>> ram;  // first frame, number of frames
-    std::map<std::uint64_t, std::uint64_t> memory;             // by address / 8; absent: 0
+    reference::Words memory;
     unsigned cpus = 1;
     std::vector<reference::Cpu> registers;  // the first ones are what the vCPUs start with
     std::vector<std::vector<Operand>> instructions;

@@ -9,17 +9,15 @@ namespace {
 
 using u64 = std::uint64_t;
 
-u64 bit(unsigned n)
+constexpr u64 bit(unsigned n)
 {
     return u64{1} << n;
 }
 
 /// Bits from..to, inclusive; 0 if there are none.
-u64 bits(unsigned from, unsigned to)
+constexpr u64 bits(unsigned from, unsigned to)
 {
-    u64 mask = 0;
-    for (unsigned n = from; n <= to; ++n) mask |= bit(n);
-    return mask;
+    return from > to ? 0 : ~u64{0} >> (63 - (to - from)) << from;
 }
 
 constexpr unsigned kFrameFirst = 12, kFrameLast = 51;
@@ -34,6 +32,39 @@ bool canonical(u64 address, unsigned linear_bits)
 
 // --- memory ------------------------------------------------------------------------------------------
 
+void Words::set(u64 word, u64 value)
+{
+    std::uint32_t index = page_of(word / kPage);
+    if (index == kNone) {
+        index = static_cast<std::uint32_t>(pages_.size());
+        pages_.push_back({});
+        index_.emplace(word / kPage, index);
+        remembered_[word / kPage % remembered_.size()] = {word / kPage, index};
+    }
+    pages_[index][word % kPage] = value;
+}
+
+std::vector<std::pair<u64, u64>> Words::nonzero() const
+{
+    std::vector<std::pair<u64, u64>> all;
+    for (const auto& [page, index] : index_) {
+        for (u64 i = 0; i < kPage; ++i) {
+            if (pages_[index][i] != 0) all.emplace_back(page * kPage + i, pages_[index][i]);
+        }
+    }
+    return all;
+}
+
+bool Words::holds(const Words& other) const
+{
+    return std::all_of(other.index_.begin(), other.index_.end(), [&](const auto& page) {
+        for (u64 i = 0; i < kPage; ++i) {
+            if ((*this)[page.first * kPage + i] != other.pages_[page.second][i]) return false;
+        }
+        return true;
+    });
+}
+
 bool Memory::is_ram(u64 address) const
 {
     const u64 frame = address / 4096;
@@ -44,22 +75,21 @@ bool Memory::is_ram(u64 address) const
 
 u64 Memory::read(u64 address, unsigned bytes) const
 {
-    u64 value = 0;
-    for (unsigned i = 0; i < bytes; ++i) {
-        const auto word = words.find((address + i) / 8);
-        const u64 byte = word == words.end() ? 0 : word->second >> (address + i) % 8 * 8 & 0xff;
-        value |= byte << 8 * i;
-    }
-    return value;
+    const unsigned shift = address % 8 * 8;
+    u64 value = words[address / 8] >> shift;
+    if (shift + 8 * bytes > 64) value |= words[address / 8 + 1] << (64 - shift);
+    return value & bits(0, 8 * bytes - 1);
 }
 
 void Memory::write(u64 address, unsigned bytes, u64 value)
 {
-    for (unsigned i = 0; i < bytes; ++i) {
-        if (!is_ram(address + i)) continue;
-        u64& word = words[(address + i) / 8];
-        const u64 shift = (address + i) % 8 * 8;
-        word = (word & ~(u64{0xff} << shift)) | (value >> 8 * i & 0xff) << shift;
+    for (unsigned done = 0; done < bytes;) {
+        const u64 at = address + done;
+        const unsigned shift = at % 8 * 8;
+        const unsigned here = std::min(bytes - done, 8 - shift / 8);  // bytes in this word
+        const u64 mask = bits(shift, shift + 8 * here - 1);
+        if (is_ram(at)) words.set(at / 8, (words[at / 8] & ~mask) | (value >> 8 * done << shift & mask));
+        done += here;
     }
 }
 
@@ -287,10 +317,10 @@ Walk Machine::walk(unsigned index, const Access& access) const
         return found();
     }
 
-    std::vector<unsigned> shifts{12, 22};  // lowest first
-    if (paging == Paging::pae) shifts = {12, 21};
-    if (paging == Paging::four_level) shifts = {12, 21, 30, 39};
-    if (paging == Paging::five_level) shifts = {12, 21, 30, 39, 48};
+    unsigned shift = 22;  // of the level, above the leaf's 12
+    if (paging == Paging::pae) shift = 21;
+    if (paging == Paging::four_level) shift = 39;
+    if (paging == Paging::five_level) shift = 48;
     const unsigned entry_bytes = paging == Paging::two_level ? 4 : 8;
     const unsigned index_bits = paging == Paging::two_level ? 10 : 9;
 
@@ -301,11 +331,9 @@ Walk Machine::walk(unsigned index, const Access& access) const
         table = pdpte & bits(kFrameFirst, kFrameLast);
     }
     Page& page = walk.page;
-    for (;;) {
-        const unsigned shift = shifts.back();
-        shifts.pop_back();
+    for (;; shift -= index_bits) {
         const u64 at = table + (linear >> shift & bits(0, index_bits - 1)) * entry_bytes;
-        const u64 entry = memory.is_ram(at) ? memory.read(at, entry_bytes) : 0;
+        const u64 entry = memory.read(at, entry_bytes);
         if ((entry & 1) == 0) return fail(0);
 
         const bool ps = shift > 12 && (entry & bit(7)) != 0;
@@ -368,7 +396,10 @@ void Machine::cache(unsigned cpu, Page page, bool dirty)
 {
     if (cpus[cpu].paging() == Paging::off) return;
     page.dirty = page.dirty || dirty;
-    cpus[cpu].cached.push_back(page);
+    // Often the same pages again: these need not be there twice.
+    std::vector<Page>& cached = cpus[cpu].cached;
+    const auto from = cached.size() > 8 ? cached.end() - 8 : cached.begin();
+    if (std::find(from, cached.end(), page) == cached.end()) cached.push_back(page);
 }
 
 bool Machine::explains(unsigned index, const Access& access, u64 physical) const

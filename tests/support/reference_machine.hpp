@@ -2,7 +2,7 @@
 //
 // The plainest possible reference of what a guest can observe of its MMU, written from the manual's rules
 // (SDM vol. 3A chapter 4; the rules as such in reference/hardware.md section 2). It shares no code with the
-// library: memory is a map of 8-byte words, registers are integers, a walk is a loop. There are no shadows
+// library: memory is arrays of 8-byte words, registers are integers, a walk is a loop. There are no shadows
 // and no P2M, since a guest can see neither.
 //
 // For implementations that may hold stale translations, each vCPU also has the list of translations that it
@@ -11,6 +11,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -29,10 +30,52 @@ struct Features {
     bool smep = true, smap = true, pku = true, pks = true, page1gb = true, la57 = true;
 };
 
+/// Words of 8 bytes by number (address / 8). A word that was never stored to is 0.
+class Words {
+public:
+    static constexpr std::uint64_t kPage = 512;
+
+    std::uint64_t operator[](std::uint64_t word) const
+    {
+        const std::uint32_t index = page_of(word / kPage);
+        return index == kNone ? 0 : pages_[index][word % kPage];
+    }
+    void set(std::uint64_t word, std::uint64_t value);
+    /// Number and value of each word that is not 0, in order.
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> nonzero() const;
+
+    friend bool operator==(const Words& one, const Words& other)
+    {
+        return one.holds(other) && other.holds(one);
+    }
+
+private:
+    static constexpr std::uint32_t kNone = ~std::uint32_t{0};
+    struct Remembered {
+        std::uint64_t page = ~std::uint64_t{0};
+        std::uint32_t index = kNone;
+    };
+
+    std::uint32_t page_of(std::uint64_t page) const
+    {
+        Remembered& slot = remembered_[page % remembered_.size()];
+        if (slot.page != page) {
+            const auto found = index_.find(page);
+            slot = {page, found == index_.end() ? kNone : found->second};
+        }
+        return slot.index;
+    }
+    bool holds(const Words& other) const;
+
+    std::map<std::uint64_t, std::uint32_t> index_;
+    std::vector<std::array<std::uint64_t, kPage>> pages_;
+    mutable std::array<Remembered, 64> remembered_{};  // most look-ups end here
+};
+
 /// Guest-physical memory. What lies outside RAM reads as 0 and takes no store.
 struct Memory {
     std::vector<std::pair<std::uint64_t, std::uint64_t>> ram;  // first frame, number of frames
-    std::map<std::uint64_t, std::uint64_t> words;              // by address / 8; absent: 0
+    Words words;
 
     bool is_ram(std::uint64_t address) const;
     std::uint64_t read(std::uint64_t address, unsigned bytes) const;  // 1 to 8 bytes
@@ -48,6 +91,8 @@ struct Page {
     unsigned key = 0;
     bool global = false;
     std::uint64_t pcid = 0;
+
+    friend bool operator==(const Page&, const Page&) = default;
 };
 
 /// What the guest sees instead of an access: a vector, for #PF an error code and CR2.
@@ -65,10 +110,26 @@ struct Entry {
     unsigned bytes = 8;
 };
 
+/// The entries that a walk went through, the leaf's last.
+class Entries {
+public:
+    void push_back(const Entry& entry) { all_[count_++] = entry; }
+    std::size_t size() const { return count_; }
+    bool empty() const { return count_ == 0; }
+    const Entry& operator[](std::size_t i) const { return all_[i]; }
+    const Entry* begin() const { return all_.data(); }
+    const Entry* end() const { return all_.data() + count_; }
+    const Entry& back() const { return all_[count_ - 1]; }
+
+private:
+    std::array<Entry, 5> all_{};
+    std::size_t count_ = 0;
+};
+
 struct Walk {
     std::optional<Fault> fault;
     Page page;
-    std::vector<Entry> used;  // the leaf's last
+    Entries used;
 };
 
 /// One access to one page.
