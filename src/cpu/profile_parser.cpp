@@ -514,7 +514,7 @@ constexpr std::array<std::pair<const char*, Cycles InstructionSpec::*>, 5> kInst
     {"page_fault", &InstructionSpec::page_fault},
 }};
 
-constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 15> kPriceKeys{{
+constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 16> kPriceKeys{{
     {"exit", &PriceList::exit},
     {"entry", &PriceList::entry},
     {"fault_handler", &PriceList::fault_handler},
@@ -530,6 +530,7 @@ constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 15> kPriceKeys
     {"snapshot", &PriceList::snapshot},
     {"compare_entry", &PriceList::compare_entry},
     {"flush", &PriceList::flush},
+    {"ipi", &PriceList::ipi},
 }};
 
 CpuProfile read_profile(const Json& document)

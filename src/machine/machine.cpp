@@ -296,12 +296,15 @@ void Machine::settle(unsigned index, bool flush_due)
     const bool everywhere = shadow_->take_flush_due();
     const bool here = adopt_root(index) || flush_due;
     for (unsigned i = 0; i < vcpus_.size(); ++i) {
-        if (everywhere || (here && i == index)) flush_hardware(i);
+        if (!everywhere && !(here && i == index)) continue;
+        if (i != index) system_instruction(CycleLabels::kIpi, timing().hypervisor.ipi);
+        flush_hardware(i);
     }
 }
 
-void Machine::settle_all()
+void Machine::settle_all(unsigned running)
 {
+    settle(running);
     for (unsigned i = 0; i < vcpus_.size(); ++i) settle(i);
 }
 
@@ -363,7 +366,7 @@ void Machine::emulated_store(std::span<const ShadowEngine::StorePart> parts)
     const ShadowWork before = before_work();
     shadow_->emulated_store(parts);
     charge(shadow_->emulating(), before);
-    settle_all();
+    settle_all(shadow_->emulating());
 }
 
 // --- registers ---------------------------------------------------------------------------------------

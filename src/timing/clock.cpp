@@ -36,6 +36,7 @@ std::string CycleLabels::name(Label label) const
         "hypervisor.compare",
         "hypervisor.flush",
         "hypervisor.prefetch",
+        "hypervisor.ipi",
     };
     if (label < kFixed) return std::string{kNames[label]};
     std::size_t rest = label - std::size_t{kFixed};

@@ -217,5 +217,27 @@ TEST_CASE("hypervisor memory: not without data caches, nor without a clock", "[t
         CHECK(labels.of_hypervisor(label) == labels.name(label).starts_with("hypervisor."));
         of_hypervisor += labels.of_hypervisor(label) ? 1 : 0;
     }
-    CHECK(of_hypervisor == 15 + 2);
+    CHECK(of_hypervisor == 16 + 2);
+}
+
+TEST_CASE("hypervisor: a flush of all vCPUs interrupts all but the one that exited", "[timing]")
+{
+    for (const unsigned vcpus : {1u, 2u, 4u}) {
+        auto profile = bare_profile();
+        profile->timing.hypervisor.flush = 10;
+        profile->timing.hypervisor.ipi = 100;
+        Timed timed{"xen", profile, ClockKind::blocking, vcpus};
+        Guest& guest = timed.guest;
+        guest.map(kLinear, 0x101'000);
+        const std::uint64_t at = guest.entry_at(kLinear, 1);
+        guest.map(kWindow, at & ~std::uint64_t{0xfff});
+        CHECK(guest.read(kLinear, 1, vcpus - 1).ok());
+        CHECK_FALSE(guest.store(kWindow | (at & 0xfff), 0x102'000 | kAll, 8, vcpus - 1).emulated());
+        (void)timed.take();
+        // The table's writable mapping goes: no vCPU may use it any more.
+        REQUIRE(guest.mov_cr3(guest.root(), vcpus - 1));
+        CyclesBy spent = timed.take();
+        CHECK(spent["hypervisor.flush"] == 10 * vcpus);
+        CHECK(spent["hypervisor.ipi"] == 100 * (vcpus - 1));
+    }
 }

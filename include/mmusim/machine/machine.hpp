@@ -285,8 +285,8 @@ private:
 
     /// Pages of the instruction under way, [first, last), that are translated again if the next one exits.
     struct Again {
-        std::size_t first = 0;
-        std::size_t last = 0;
+        std::size_t first;
+        std::size_t last;
     };
 
     /// The operand that is in flight, with a clock: the way of its translation that was ready last.
@@ -327,7 +327,8 @@ private:
     void in_hypervisor(unsigned vcpu, Work work);
     /// The hardware's part of what the engine has changed.
     void settle(unsigned vcpu, bool flush_due = false);
-    void settle_all();
+    /// The same on all vCPUs; `running`: the one in whose exit it was.
+    void settle_all(unsigned running = 0);
     /// What the engine has done before work that is going to be charged.
     [[nodiscard]] ShadowWork before_work();
     /// Charges what the engine has done since `before`, on a vCPU.
@@ -352,7 +353,7 @@ private:
     [[nodiscard]] Step faulted(const PageFault& fault);
     [[nodiscard]] Step step_of(const FaultAnswer& answer);
     template <bool Timed>
-    [[nodiscard]] Step translate(unsigned vcpu, const Access& access, Again again = {});
+    [[nodiscard]] Step translate(unsigned vcpu, const Access& access, Again again = {0, 0});
     template <bool Timed>
     [[nodiscard]] Result<Placed, Exception> access_one_page(unsigned vcpu, const Access& access,
                                                             std::uint32_t bytes, std::uint64_t gap);

@@ -48,7 +48,8 @@ public:
     static constexpr Label kCompare = 22;
     static constexpr Label kFlush = 23;
     static constexpr Label kPrefetch = 24;
-    static constexpr Label kFixed = 25;
+    static constexpr Label kIpi = 25;
+    static constexpr Label kFixed = 26;
 
     CycleLabels() : CycleLabels{{}, {}} {}
     /// Names of the profile's TLBs and data caches.

@@ -66,6 +66,7 @@ struct PriceList {
     Cycles snapshot = 0;         ///< a guest table copied
     Cycles compare_entry = 0;    ///< an entry compared with the copy
     Cycles flush = 0;            ///< of a vCPU's TLB
+    Cycles ipi = 0;              ///< to another vCPU that has to flush, and the wait for it
 };
 
 struct TimingSpec {
