@@ -717,8 +717,15 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         // Of whatever is missing: all but the top level, a guest's 1G page in pieces of pieces. After a blow
         // the roots too.
         unsigned missing = Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1);
-        if (root_slot(vcpu, access.address) == kNoShadow) missing += kFormat == TableFormat::bits64 ? 1 : 4;
+        const bool no_root = root_slot(vcpu, access.address) == kNoShadow;
+        if (no_root) missing += kFormat == TableFormat::bits64 ? 1 : 4;
         const bool had_room = e_->make_room(missing);
+        if (no_root) {
+            load_roots(vcpu, guest);
+            // Others may use the same roots: below them is what they have not flushed. A resync may give
+            // write access, so it precedes the protection of the path.
+            e_->listed() ? e_->resync_reachable(vcpu) : e_->resync_others_lightly(vcpu);
+        }
         const bool again =
             e_->declared_.protects_tables &&
             (protect_path(vcpu, access.address, path) ||
@@ -737,11 +744,6 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     const Gfn page = Gfn::of(walked.address);
 
     // The path, from the root to the level-1 table. Below a superpage's entry it is fabricated.
-    if (root_slot(vcpu, access.address) == kNoShadow) {
-        load_roots(vcpu, guest);
-        // Others may use the same roots: below them is what they have not flushed.
-        e_->listed() ? e_->resync_reachable(vcpu) : e_->resync_others_lightly(vcpu);
-    }
     ShadowId at = root_slot(vcpu, access.address);
     assert(at != kNoShadow);
     e_->cache_.used(at);

@@ -160,3 +160,36 @@ TEST_CASE("coherence: a root that another vCPU uses is looked through also when 
         CHECK(guest.machine.take_violations().empty());
     }
 }
+
+TEST_CASE(
+    "coherence: a table stays protected where its root, out of sync as another table, is found after a blow",
+    "[machine]")
+{
+    // Frame 0x10 is the first vCPU's root, and a level-1 table under the second one's, which writes it: it
+    // goes out of sync. Its last entry makes frame 0x12 a table for the one, a page for the other.
+    const ShadowPolicyCatalog catalog = builtin_shadow_policies();
+    for (const auto& policy : catalog.entries()) {
+        INFO(policy.name);
+        MachineConfig config = config_of(under(policy.name));
+        config.vcpus = 2;
+        config.check_coherence = true;
+        Guest guest{Paging::two_level, config};
+        const Gfn other = guest.new_table();
+        const Gfn table = guest.new_table();
+        constexpr std::uint64_t kLast = 0xffc0'0000;
+        guest.poke(guest.root().address(4 * 1023).value(), table.address().value() | P | W | A | D, 4);
+        guest.poke(table.address(4).value(), 0x101'000 | P | W | A | D, 4);
+        guest.poke(other.address().value(), guest.root().address().value() | P | W | A | D, 4);
+        guest.poke(guest.root().address().value(), guest.root().address().value() | P | W | A | D, 4);
+        guest.load(1, other);
+        guest.machine.blow_shadows();
+        CHECK(guest.store(8, 0, 4, 1).at() == guest.root().address(8).value());
+        CHECK(guest.store(1023 * 0x1000 + 8, 0, 4, 1).at() == table.address(8).value());
+        CHECK(guest.read(kLast + 0x1000).at() == 0x101'000);
+        CHECK(guest.store(1023 * 0x1000 + 4, 0, 4, 1).at() == table.address(4).value());
+        CHECK_FALSE(guest.read(kLast + 0x5000).ok());
+        if (guest.invlpg(kLast + 0x1000)) CHECK_FALSE(guest.read(kLast + 0x1000).ok());
+        CHECK(guest.machine.audit().empty());
+        CHECK(guest.machine.take_violations().empty());
+    }
+}

@@ -31,10 +31,12 @@ Setup plain_setup()
 
 /// Whether the reference's list of translations that may be cached has all that a policy's shadows may hold:
 /// what accesses have asked for, made by one walk. Not so where tables go out of sync: entries are then
-/// propagated that no access has asked for, or upper ones outlive what is below them.
+/// propagated that no access has asked for, or upper ones outlive what is below them. Nor where tables with
+/// global pages come back when their page has faulted in between: the reference takes the manual to mean that
+/// page too, the oracle does not (docs/coherence.md).
 bool walks_alone(const PolicyDeclaration& declared)
 {
-    return !declared.protects_tables;
+    return !declared.protects_tables && declared.keyed_by == ShadowKeying::position;
 }
 
 /// Read once.
