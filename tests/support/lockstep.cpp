@@ -515,7 +515,9 @@ void Lockstep::compare_stale_bits(unsigned vcpu, const Pages& pages, std::size_t
     for (std::size_t i = 0; i < passed; ++i) {
         const Seen& seen = seen_[i];
         if (!seen.fresh) continue;
-        if (walked[i] && !oracle_) reference_.cache(vcpu, seen.walk.page, dirties(i));
+        // Another of the instruction's writes may have set its leaf's dirty bit before it was walked.
+        if (walked[i] && !oracle_ && !seen.walk.used.empty())
+            reference_.cache(vcpu, seen.walk.page, (machine_word(seen.walk.used.back()) & 1u << 6) != 0);
         for (const reference::Entry& used : seen.walk.used)
             reference_.memory.write(used.address, used.bytes, machine_word(used));
     }
