@@ -178,7 +178,10 @@ Machine::Step Machine::emulate(unsigned index, const Access& access)
     const FaultAnswer answer = shadow_->emulated_access(index, vcpus_[index].guest, access);
     charge(index, before);
     settle(index);
-    if (answer.kind == FaultAnswer::Kind::guest) raise_page_fault(index, access.address);
+    if (answer.kind == FaultAnswer::Kind::guest) {
+        vcpus_[index].mmu->page_fault(access.address);  // the hardware has seen none
+        raise_page_fault(index, access.address);
+    }
     return step_of(answer);
 }
 

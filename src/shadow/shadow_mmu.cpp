@@ -112,6 +112,15 @@ ShadowId ShadowMmu<Guest>::find_or_create(const ShadowKey& key)
         if (const ShadowId found = e_->cache_.find(key); found != kNoShadow) return found;
     }
     if (!key.type.splinter && !e_->listed()) e_->resync(e_->current_, key.frame);
+    return create(e_->current_, key);
+}
+
+template <PagingMode Guest>
+ShadowId ShadowMmu<Guest>::create(unsigned vcpu, const ShadowKey& key)
+{
+    // Resyncs since the path was protected may have mapped the frame writable again: it was no table yet.
+    if (e_->declared_.protects_tables && !key.type.splinter && !e_->cache_.is_table(key.frame))
+        (void)e_->remove_write_access(vcpu, key.frame, 0, {});
     const ShadowId made = e_->cache_.create(key);
     e_->made(made);
     return made;
@@ -152,8 +161,7 @@ void ShadowMmu<Guest>::load_root(unsigned vcpu, ShadowId& slot, const ShadowKey*
         if (found == kNoShadow) {
             e.make_room(wanted->type.frames());
             e.resync(vcpu, wanted->frame);
-            found = e.cache_.create(*wanted);
-            e.made(found);
+            found = create(vcpu, *wanted);
             e.cache_.retain(found);
             if (kFormat == TableFormat::bits64) e.l4_made();
         } else {

@@ -156,6 +156,7 @@ private:
     unsigned prefetch_group(ShadowSlot slot, const WalkPath<space::GuestPhysical>& path,
                             const GuestContext& guest);
     [[nodiscard]] ShadowId find_or_create(const ShadowKey& key);
+    [[nodiscard]] ShadowId create(unsigned vcpu, const ShadowKey& key);
     void load_root(unsigned vcpu, ShadowId& slot, const ShadowKey* wanted);
     [[nodiscard]] const ShadowKey* root_key(unsigned vcpu, const GuestContext& guest, unsigned slot,
                                             ShadowKey& key) const;

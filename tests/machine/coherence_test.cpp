@@ -193,3 +193,50 @@ TEST_CASE(
         CHECK(guest.machine.take_violations().empty());
     }
 }
+
+TEST_CASE("coherence: a page fault that the hypervisor raises while it emulates drops the page from the TLB",
+          "[machine]")
+{
+    MachineConfig config = config_of(under("write-protect"));
+    config.check_coherence = true;
+    config.cpu = std::make_shared<const CpuProfile>(find_cpu_profile("golden_cove"));
+    Guest guest{Paging::four_level, config};
+    guest.map(0x40'0000, 0x101'000, P | W | A | D);
+    guest.map(0x50'0000, 0x7000'0000);  // no RAM: emulated, and the rest of the instruction with it
+    const std::uint64_t entry = guest.entry_at(0x40'0000, 1);
+    guest.map(0x8000'0000, entry & ~std::uint64_t{0xfff});
+    CHECK(guest.read(0x40'0000).ok());
+    CHECK(guest.store(0x8000'0000 | (entry & 0xfff), 0x102'000 | P | W | A | D).ok());
+    Execution done;
+    guest.machine.execute(0,
+                          std::array{Guest::operand(AccessKind::read, 0x50'0000),
+                                     Guest::operand(AccessKind::write, 0x40'0008, 8, true)},
+                          Restart::instruction, done);
+    CHECK(done.fault);
+    CHECK(guest.read(0x40'0000).at() == 0x102'000);
+    CHECK(guest.machine.take_violations().empty());
+}
+
+TEST_CASE("coherence: a table is protected though a resync has mapped it writable since its walk",
+          "[machine]")
+{
+    // Under 0x4000'0000 a level-1 table that is out of sync. Its entry for 0x4000'1000 becomes a mapping of
+    // what the next walk uses as a level-1 table, in a new branch: linking that resyncs all.
+    const ShadowPolicyCatalog catalog = builtin_shadow_policies();
+    for (const auto& policy : catalog.entries()) {
+        INFO(policy.name);
+        Guest guest{Paging::four_level, under(policy.name)};
+        guest.map(0x4000'0000, 0x101'000);
+        guest.map(0x4000'1000, 0x102'000);
+        const std::uint64_t first = guest.entry_at(0x4000'0000, 1);
+        guest.map(0x8000'0000, first & ~std::uint64_t{0xfff});
+        guest.map(0xc000'0000, 0x103'000);
+        const std::uint64_t table = guest.entry_at(0xc000'0000, 1) & ~std::uint64_t{0xfff};
+        CHECK(guest.read(0x4000'0000).ok());
+        CHECK(guest.read(0x4000'1000).ok());
+        CHECK(guest.store(0x8000'0000 | (first & 0xfff), 0x101'000 | kAll).ok());
+        CHECK(guest.store(0x8000'0008 | (first & 0xfff), table | kAll).ok());
+        CHECK(guest.read(0xc000'0000).ok());
+        CHECK(guest.machine.audit().empty());
+    }
+}

@@ -66,7 +66,7 @@ MachineConfig config_for(const TraceHeader& header, const Setup& setup)
     config.shadow_pool_pages = setup.config.shadow_pool_pages.value_or(0);
     config.cr3_targets = setup.config.cr3_targets;
     const PolicyDeclaration declared = setup.policy()->declared();
-    config.check_coherence = setup.config.check_coherence || !(declared.coherent() || walks_alone(declared));
+    config.check_coherence |= setup.config.check_coherence || !(declared.coherent() || walks_alone(declared));
     return config;
 }
 
