@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstddef>
+#include <cstring>
 
 #include <fmt/format.h>
 
@@ -462,8 +464,12 @@ void ShadowCache::empty_all(ShadowId id)
     const unsigned step = type.entries_per_guest_entry();
     touch_all(id);
     for (unsigned page = 0; page < type.frames(); ++page) {
-        if (machine_->find(shadows_[id].frames[page].number()) == nullptr) continue;  // never stored to
+        const std::byte* const bytes = machine_->find(shadows_[id].frames[page].number());
+        if (bytes == nullptr) continue;  // never stored to
         for (unsigned i = 0; i < kEntries; i += step) {
+            std::uint64_t entry = 0;
+            std::memcpy(&entry, bytes + std::size_t{i} * sizeof entry, sizeof entry);
+            if (entry == 0) continue;  // most are
             empty({id, static_cast<std::uint16_t>(page * kEntries + i)});
         }
     }

@@ -49,7 +49,7 @@ std::uint64_t check_coverage(const std::vector<stress::Coverage>& coverage)
 }
 
 constexpr stress::Checks kOften{16, 64};
-constexpr stress::Checks kSeldom{250, 250};
+constexpr stress::Checks kSeldom{0, 500};
 
 }  // namespace
 

@@ -78,7 +78,7 @@ int main(int argc, char** argv)
     };
     for (std::uint64_t done = 0; done < programs; done += kPortion) {
         const std::uint64_t portion = std::min(kPortion, programs - done);
-        stress::Plan plan{*home, first + done, portion, static_cast<unsigned>(steps), {250, 250}};
+        stress::Plan plan{*home, first + done, portion, static_cast<unsigned>(steps), {}};
         if (const auto found = stress::run(plan, contestants, coverage)) {
             fmt::print("{}", stress::report(*found, *home));
             return 1;
