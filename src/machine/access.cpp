@@ -297,7 +297,8 @@ std::uint64_t Machine::run(unsigned index, std::span<const StreamAccess> accesse
 
 bool Machine::one_faults(unsigned index, Again pages)
 {
-    if (shadow_->policy().coherent()) return false;  // they have been translated as the guest's tables say
+    // They have been translated as the guest's tables say, where nothing is stale.
+    if (shadow_->policy().coherent() && config_.cpu->tlbs.tlbs.empty()) return false;
     for (std::size_t i = pages.first; i < pages.last; ++i) {
         if (guest_walk(index, pages_[i].access)) continue;
         drop_before_fault(index, pages_[i].access.address);

@@ -4,6 +4,8 @@
 // not translated, and those before it have no effect: no memory and no dirty bit has changed. An exit to
 // the hypervisor starts it again, from its first operand or, where a fetch stands for a whole block, from
 // the one that trapped.
+#include <memory>
+
 #include "support/catch.hpp"
 #include "support/guest_builder.hpp"
 
@@ -221,18 +223,23 @@ TEST_CASE(
 {
     // The fetch passes by a stale translation; the write's exit makes the page's translation anew, and with
     // it the fetch, which starts again, faults.
-    for (const Options& options : everywhere()) {
-        INFO(options.policy);
-        Guest guest{Paging::four_level, options};
-        guest.map(0x40'0000, 0x101'000, P | W | U | A);
-        const std::uint64_t entry = guest.entry_at(0x40'0000, 1);
-        guest.map(0x8000'0000, entry & ~std::uint64_t{0xfff});
-        const Operand fetch = Guest::operand(AccessKind::fetch, 0x40'0000, 1, true);
-        Operand write = Guest::operand(AccessKind::write, 0x40'0800);
-        write.implicit = true;
-        CHECK(run(guest, {fetch}).placed.size() == 1);
-        CHECK(guest.store(0x8000'0000 | (entry & 0xfff), 0x101'000 | P | W | A).ok());
-        const Execution done = run(guest, {fetch, write});
-        CHECK(guest.entry(0x40'0000, 1) == (0x101'000 | P | W | A | (done.fault ? 0 : D)));
+    for (const char* const cpu : {"none", "golden_cove"}) {
+        for (const Options& options : everywhere()) {
+            if (options.mode == TranslationMode::native) continue;
+            INFO(options.policy << " on " << cpu);
+            MachineConfig config = config_of(options);
+            config.cpu = std::make_shared<const CpuProfile>(find_cpu_profile(cpu));
+            Guest guest{Paging::four_level, config};
+            guest.map(0x40'0000, 0x101'000, P | W | U | A);
+            const std::uint64_t entry = guest.entry_at(0x40'0000, 1);
+            guest.map(0x8000'0000, entry & ~std::uint64_t{0xfff});
+            const Operand fetch = Guest::operand(AccessKind::fetch, 0x40'0000, 1, true);
+            Operand write = Guest::operand(AccessKind::write, 0x40'0800);
+            write.implicit = true;
+            CHECK(run(guest, {fetch}).placed.size() == 1);
+            CHECK(guest.store(0x8000'0000 | (entry & 0xfff), 0x101'000 | P | W | A).ok());
+            const Execution done = run(guest, {fetch, write});
+            CHECK(guest.entry(0x40'0000, 1) == (0x101'000 | P | W | A | (done.fault ? 0 : D)));
+        }
     }
 }

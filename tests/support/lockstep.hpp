@@ -122,6 +122,8 @@ private:
     std::vector<mmusim::Operand> operands_;
     boost::container::static_vector<Seen, 2 * kMaxOperands> seen_;
     Coverage coverage_;
+    bool narrow_entries_ = false;  ///< tables with 4-byte entries have been in use
+    bool wide_entries_ = false;    ///< with 8-byte ones
     bool tracing_ = false;
     std::vector<mmusim::Record> trace_;
 };
