@@ -46,7 +46,7 @@ std::vector<std::string> replay(const std::string& trace, const std::vector<std:
 
 }  // namespace
 
-TEST_CASE("--events: the exact lines of a small trace", "[command][events]")
+TEST_CASE("events file: the exact lines of a small trace", "[command][events]")
 {
     const ScratchFile trace{kTrace};
     const ScratchPath events{".jsonl"};
@@ -72,7 +72,7 @@ TEST_CASE("--events: the exact lines of a small trace", "[command][events]")
     CHECK(last > 0);
 }
 
-TEST_CASE("--events: the example in docs/events.md is what the command says", "[command][events]")
+TEST_CASE("events file: the example in docs/events.md is what the command says", "[command][events]")
 {
     const std::string text = content_of(MMUSIM_SOURCE_DIR "/docs/events.md");
     const std::string fence = "```sh\nmmusim ";
@@ -90,7 +90,7 @@ TEST_CASE("--events: the example in docs/events.md is what the command says", "[
     CHECK(example.out == shown);
 }
 
-TEST_CASE("--events: what can't be written is an error before the replay", "[command][events]")
+TEST_CASE("events file: what can't be written is an error before the replay", "[command][events]")
 {
     const ScratchFile trace{kTrace};
     const auto refused = [&](const std::string& path, const std::vector<std::string>& more,
@@ -118,7 +118,7 @@ TEST_CASE("--events: what can't be written is an error before the replay", "[com
     CHECK_FALSE(std::filesystem::exists(events.path()));
 }
 
-TEST_CASE("--events: a full disk is an error, and the statistics say incomplete", "[command][events]")
+TEST_CASE("events file: a full disk is an error, and the statistics say incomplete", "[command][events]")
 {
     if (!std::filesystem::exists("/dev/full")) return;
     const ScratchFile trace{kTrace};
@@ -141,7 +141,7 @@ TEST_CASE("--events: a full disk is an error, and the statistics say incomplete"
     CHECK(has(out.error, "No space left"));
 }
 
-TEST_CASE("--events: those before a bad line are there", "[command][events]")
+TEST_CASE("events file: those before a bad line are there", "[command][events]")
 {
     const ScratchFile trace{kTrace + "hello\n"};
     const ScratchPath events{".jsonl"};

@@ -211,6 +211,7 @@ std::uint64_t bit(unsigned number)
     return std::uint64_t{1} << number;
 }
 
+// No two choices in one expression whose operands have no order: the same programs with every compiler.
 class Generator {
 public:
     Generator(P home, std::uint64_t seed)
@@ -245,6 +246,7 @@ private:
     std::uint64_t random_linear();
     std::uint64_t fresh_linear();
     std::uint64_t random_value(std::uint64_t old);
+    std::uint64_t random_pdpte();
     std::uint64_t random_cr3(P paging);
     SetRecord random_registers(P paging);
 
@@ -430,12 +432,19 @@ std::uint64_t Generator::fresh_linear()
 std::uint64_t Generator::random_cr3(P paging)
 {
     if (paging == P::pae) {
-        return (kFirstPdpt + random_.below(2)) << 12 | std::uint64_t{random_.below(4)} << 5;
+        const std::uint64_t frame = kFirstPdpt + random_.below(2);
+        return frame << 12 | std::uint64_t{random_.below(4)} << 5;
     }
     if (random_.percent(3)) return any_frame() << 12;
     std::uint64_t frame = random_.below(kTables);
     while (level_of(frame, paging) != top_level(paging)) frame = (frame + 1) % kTables;
     return frame << 12;
+}
+
+std::uint64_t Generator::random_pdpte()
+{
+    const std::uint64_t table = std::uint64_t{random_.below(4)} << 12;
+    return table | (random_.percent(90) ? 1 : 0);
 }
 
 SetRecord Generator::random_registers(P paging)
@@ -446,9 +455,12 @@ SetRecord Generator::random_registers(P paging)
     const auto maybe = [&](unsigned number, unsigned chance, bool there = true) {
         return random_.percent(chance) && there ? bit(number) : 0;
     };
-    std::uint64_t cr4 = maybe(reference::kPse, 80, f.pse) | maybe(reference::kPge, 50, f.pge) |
-                        maybe(reference::kSmep, 25, f.smep) | maybe(reference::kSmap, 25, f.smap) |
-                        maybe(reference::kPke, 30, f.pku) | maybe(reference::kPks, 20, f.pks);
+    std::uint64_t cr4 = maybe(reference::kPse, 80, f.pse);
+    cr4 |= maybe(reference::kPge, 50, f.pge);
+    cr4 |= maybe(reference::kSmep, 25, f.smep);
+    cr4 |= maybe(reference::kSmap, 25, f.smap);
+    cr4 |= maybe(reference::kPke, 30, f.pku);
+    cr4 |= maybe(reference::kPks, 20, f.pks);
     std::uint64_t efer = maybe(11, 80, f.nx);
     const bool long_mode = paging == P::four_level || paging == P::five_level;
     if (long_mode || paging == P::pae) cr4 |= bit(reference::kPae);
@@ -499,7 +511,7 @@ void Generator::write_tables(P paging, unsigned percent)
         }
     }
     for (std::uint64_t i = 0; i < 32 && paging == P::pae; ++i) {
-        std::uint64_t pdpte = std::uint64_t{random_.below(4)} << 12 | (random_.percent(90) ? 1 : 0);
+        std::uint64_t pdpte = random_pdpte();
         if (!settled_ && random_.percent(2)) pdpte |= 2;
         poke((kFirstPdpt + i / 16) << 12 | i % 16 << 3, 8, pdpte);
     }
@@ -738,10 +750,11 @@ void Generator::from_outside()
     } else if (what < 60) {
         const std::uint64_t frame = random_.below(kTables);
         const unsigned bytes = format() == P::two_level ? 4 : 8;
-        poke(frame * 4096 + entry_offset(format()), bytes, entry(format(), level_of(frame, format())));
+        const std::uint64_t value = entry(format(), level_of(frame, format()));
+        poke(frame * 4096 + entry_offset(format()), bytes, value);
     } else if (what < 70) {
-        poke(kFirstPdpt << 12 | std::uint64_t{random_.below(16)} << 3, 8,
-             std::uint64_t{random_.below(4)} << 12 | (random_.percent(90) ? 1 : 0));
+        const std::uint64_t pdpte = random_pdpte();
+        poke(kFirstPdpt << 12 | std::uint64_t{random_.below(16)} << 3, 8, pdpte);
     } else if (what < 75) {
         write_tables(format(), 30);  // else they get worse and worse
     } else if (what < 85) {
