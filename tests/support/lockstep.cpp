@@ -536,11 +536,13 @@ void Lockstep::compare_stale_bits(unsigned vcpu, const Pages& pages, std::size_t
     // Pages after the one that faulted may have been walked too, before a stale translation was dropped.
     for (std::size_t i = passed; i < parts.size(); ++i) {
         const reference::Walk walk = reference_.walk(vcpu, parts[i].access);
+        if (walk.fault || walk.used.empty()) continue;
         for (const reference::Entry& used : walk.used) {
             const std::uint64_t old = reference_.memory.read(used.address, used.bytes);
-            if (!walk.fault && machine_word(used) == (old | 1u << 5))
+            if (machine_word(used) == (old | 1u << 5))
                 reference_.memory.write(used.address, used.bytes, old | 1u << 5);
         }
+        if (!oracle_) reference_.cache(vcpu, walk.page, (machine_word(walk.used.back()) & 1u << 6) != 0);
     }
 }
 
