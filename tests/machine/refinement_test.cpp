@@ -75,22 +75,22 @@ TEST_CASE("refinement: 5-level programs", "[machine]")
 
 TEST_CASE("refinement: many 2-level programs", "[machine][slow]")
 {
-    (void)check_programs(P::two_level, 1'000'000, 1000, kSeldom);
+    (void)check_programs(P::two_level, 1'000'000, 10'000, kSeldom);
 }
 
 TEST_CASE("refinement: many PAE programs", "[machine][slow]")
 {
-    (void)check_programs(P::pae, 1'000'000, 1000, kSeldom);
+    (void)check_programs(P::pae, 1'000'000, 10'000, kSeldom);
 }
 
 TEST_CASE("refinement: many 4-level programs", "[machine][slow]")
 {
-    (void)check_programs(P::four_level, 1'000'000, 1000, kSeldom);
+    (void)check_programs(P::four_level, 1'000'000, 10'000, kSeldom);
 }
 
 TEST_CASE("refinement: many 5-level programs", "[machine][slow]")
 {
-    (void)check_programs(P::five_level, 1'000'000, 1000, kSeldom);
+    (void)check_programs(P::five_level, 1'000'000, 10'000, kSeldom);
 }
 
 TEST_CASE("refinement: each switch off", "[machine]")
