@@ -190,7 +190,7 @@ void ShadowEngine::answer_flush(unsigned vcpu, GuestFlush flush, LinearAddress a
     switch (policy_->on_flush(vcpu, flush)) {
     case FlushAnswer::nothing: break;
     case FlushAnswer::drop_entry:
-        in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.drop_entry(vcpu, address, false); });
+        in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.drop_entry(vcpu, address); });
         break;
     case FlushAnswer::drop_tree:
         for (const ShadowId id : vcpus_[vcpu].roots.ids) {
@@ -231,7 +231,7 @@ void ShadowEngine::resync_page(unsigned vcpu, GuestFlush flush, LinearAddress ad
     if (!out_of_sync_.any()) return;
     // INVLPG drops all upper entries that a CPU holds of its context, not only those of its page.
     if (flush == GuestFlush::address && out_of_sync_above_level_1()) resync_domain(vcpu);
-    in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.drop_entry(vcpu, address, true); });
+    in_mode(*this, vcpus_[vcpu].roots.paging, [&](auto mmu) { mmu.resync_page(vcpu, address); });
 }
 
 InvlpgAnswer ShadowEngine::invlpg(unsigned vcpu, LinearAddress address)
@@ -799,7 +799,7 @@ void ShadowEngine::resync_entries(OutOfSyncTables::Table& table)
 {
     for (const ShadowId id : cache_.of_frame(table.frame)) {
         in_mode(*this, paging_of(cache_[id].key.type.format),
-                [&](auto mmu) { mmu.resync_entries(id, table.snapshot); });
+                [&](auto mmu) { mmu.resync_entries(id, table); });
     }
     if (declared_.repair == Repair::compare) guest_memory_.read(table.frame.address(), table.snapshot);
 }
@@ -877,7 +877,7 @@ void ShadowEngine::resync_domain(unsigned vcpu)
             for (const ShadowId id : cache_.of_frame(table.frame)) {
                 if (!cache_[id].alive() || cache_[id].key.type.level != level) continue;
                 in_mode(*this, paging_of(cache_[id].key.type.format),
-                        [&](auto mmu) { mmu.resync_entries(id, table.snapshot); });
+                        [&](auto mmu) { mmu.resync_entries(id, table); });
             }
         }
     }
@@ -890,11 +890,9 @@ void ShadowEngine::resync_reachable(unsigned vcpu)
 {
     if (!out_of_sync_.any()) return;
     for (const Gfn frame : out_of_sync_.all()) {
-        const auto ids = cache_.of_frame(frame);
         const auto& roots = vcpus_[vcpu].roots.ids;
-        const bool reachable = std::any_of(ids.begin(), ids.end(), [&](ShadowId id) {
-            return std::any_of(roots.begin(), roots.end(),
-                               [&](ShadowId root) { return root != kNoShadow && is_below(id, root); });
+        const bool reachable = std::any_of(roots.begin(), roots.end(), [&](ShadowId root) {
+            return root != kNoShadow && is_below(frame, root);
         });
         if (reachable) resync(vcpu, frame);
     }
@@ -909,14 +907,17 @@ bool ShadowEngine::is_below(ShadowId at, ShadowId top) const
                        [&](const ShadowSlot& parent) { return is_below(parent.shadow, top); });
 }
 
+bool ShadowEngine::is_below(Gfn table, ShadowId top) const
+{
+    const auto ids = cache_.of_frame(table);
+    return std::any_of(ids.begin(), ids.end(), [&](ShadowId id) { return is_below(id, top); });
+}
+
 bool ShadowEngine::out_of_sync_below(ShadowId top) const
 {
     if (!out_of_sync_.any()) return false;
     const auto frames = out_of_sync_.all();
-    return std::any_of(frames.begin(), frames.end(), [&](Gfn frame) {
-        const auto ids = cache_.of_frame(frame);
-        return std::any_of(ids.begin(), ids.end(), [&](ShadowId id) { return is_below(id, top); });
-    });
+    return std::any_of(frames.begin(), frames.end(), [&](Gfn frame) { return is_below(frame, top); });
 }
 
 bool ShadowEngine::out_of_sync_above_level_1() const

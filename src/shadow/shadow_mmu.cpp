@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 
 #include <fmt/format.h>
 
@@ -324,11 +323,8 @@ void ShadowMmu<Guest>::note_assists(const WalkPath<space::GuestPhysical>& path)
         const auto i = static_cast<std::size_t>(level);
         OutOfSyncTables::Table* const table = e_->out_of_sync_.find(path.tables[i]);
         if (table == nullptr) continue;
-        Word then = 0;
-        std::memcpy(&then, table->snapshot.data() + path.offsets[i], sizeof then);
-        if (then != static_cast<Word>(path.entries[i])) continue;
-        const Word now = e_->guest_memory_.template load<Word>(path.tables[i], path.offsets[i]);
-        std::memcpy(table->snapshot.data() + path.offsets[i], &now, sizeof now);
+        if (table->template copied<Word>(path.offsets[i]) != static_cast<Word>(path.entries[i])) continue;
+        table->copy(path.offsets[i], e_->guest_memory_.template load<Word>(path.tables[i], path.offsets[i]));
     }
 }
 
@@ -344,9 +340,7 @@ bool ShadowMmu<Guest>::path_changed(Tables& tables, const GuestContext& guest, c
         const auto i = static_cast<std::size_t>(level);
         const OutOfSyncTables::Table* const table = e_->out_of_sync_.find(path.tables[i]);
         if (table == nullptr) continue;
-        Word then = 0;
-        std::memcpy(&then, table->snapshot.data() + path.offsets[i], sizeof then);
-        if (then != static_cast<Word>(path.entries[i])) return true;
+        if (table->template copied<Word>(path.offsets[i]) != static_cast<Word>(path.entries[i])) return true;
     }
     return false;
 }
@@ -619,7 +613,7 @@ unsigned ShadowMmu<Guest>::prefetch(ShadowSlot slot, const WalkPath<space::Guest
         const std::uint64_t leaf = leaf_for(entry, guest.rules.entries, key.role, false);
         cache.set_leaf(next, leaf);
         if (leaf != 0) ++filled;
-        if (loose != nullptr) std::memcpy(loose->snapshot.data() + offset, &raw, sizeof raw);
+        if (loose != nullptr) loose->copy(offset, raw);
     }
     return filled;
 }
@@ -642,10 +636,7 @@ unsigned ShadowMmu<Guest>::prefetch_group(ShadowSlot slot, const WalkPath<space:
         if (path.lowest > 1) {
             const Gfn page = key.frame + one.index;
             if (e_->withheld(page, key.role)) continue;
-            if (const auto mfn = e_->p2m_->mfn_of(page)) {
-                leaf = mfn->address().value() | splinter_flags(key.role);
-                if (e_->cache_.is_table(page)) leaf &= ~pte::kWritable;
-            }
+            leaf = piece_for(page, key.role, false);
         } else {
             using Word = detail::EntryWord<Guest>;
             const unsigned offset = table_offset + i * Guest.entry_bytes;
@@ -792,8 +783,7 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
         const Pte<Guest> entry{path.entries[1] | pte::kAccessed | (walked.dirty ? pte::kDirty : 0)};
         leaf = leaf_for(entry, guest.rules.entries, e_->cache_[at].key.role, write);
         if (OutOfSyncTables::Table* const loose = e_->out_of_sync_.find(path.tables[1])) {
-            const auto raw = static_cast<detail::EntryWord<Guest>>(entry.raw());
-            std::memcpy(loose->snapshot.data() + path.offsets[1], &raw, sizeof raw);
+            loose->copy(path.offsets[1], static_cast<detail::EntryWord<Guest>>(entry.raw()));
         }
     } else {
         leaf = piece_for(page, e_->cache_[at].key.role, target != nullptr);
@@ -907,10 +897,8 @@ bool ShadowMmu<Guest>::resync_before_linking(unsigned vcpu, LinearAddress addres
         if (any_level) {
             e_->resync_domain(vcpu);
         } else {
-            for (const Gfn below : e_->out_of_sync_.all()) {
-                const auto ids = cache.of_frame(below);
-                if (std::any_of(ids.begin(), ids.end(), [&](ShadowId id) { return e_->is_below(id, found); }))
-                    e_->resync(vcpu, below);
+            for (const Gfn table : e_->out_of_sync_.all()) {
+                if (e_->is_below(table, found)) e_->resync(vcpu, table);
             }
         }
         return true;
@@ -930,14 +918,16 @@ std::optional<ShadowSlot> ShadowMmu<Guest>::leaf_slot(unsigned vcpu, LinearAddre
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address, bool out_of_sync_only)
+void ShadowMmu<Guest>::resync_page(unsigned vcpu, LinearAddress address)
+{
+    resync_page_under(root_slot(vcpu, address), address);
+    for (const ShadowId root : e_->vcpus_[vcpu].previous_roots) resync_page_under(root, address);
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address)
 {
     ShadowCache& cache = e_->cache_;
-    if (out_of_sync_only) {
-        drop_out_of_sync(root_slot(vcpu, address), address);
-        for (const ShadowId root : e_->vcpus_[vcpu].previous_roots) drop_out_of_sync(root, address);
-        return;
-    }
     ShadowId at = root_slot(vcpu, address);
     for (int level = Guest.root_level(); at != kNoShadow; --level) {
         const ShadowSlot slot = slot_of(at, level, address);
@@ -952,7 +942,7 @@ void ShadowMmu<Guest>::drop_entry(unsigned vcpu, LinearAddress address, bool out
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::drop_out_of_sync(ShadowId at, LinearAddress address)
+void ShadowMmu<Guest>::resync_page_under(ShadowId at, LinearAddress address)
 {
     ShadowCache& cache = e_->cache_;
     for (int level = Guest.root_level(); at != kNoShadow; --level) {
@@ -1031,8 +1021,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
         if (level == 1) {
             cache.set_leaf(slot, leaf_for(entry, rules, key.role, false));
             if (cache.entry(slot) != before) e_->events_.flag(PathFlag::set_changed);
-            if (loose != nullptr)
-                std::memcpy(loose->snapshot.data() + std::size_t{i} * Guest.entry_bytes, &raw, sizeof raw);
+            if (loose != nullptr) loose->copy(i * Guest.entry_bytes, raw);
             continue;
         }
         if (level == 2) e_->events_.flag(PathFlag::l2_propagate);
@@ -1070,7 +1059,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
 }
 
 template <PagingMode Guest>
-void ShadowMmu<Guest>::resync_entries(ShadowId shadow, const std::array<std::byte, kPageBytes>& snapshot)
+void ShadowMmu<Guest>::resync_entries(ShadowId shadow, const OutOfSyncTables::Table& table)
 {
     ShadowCache& cache = e_->cache_;
     const ShadowKey key = cache[shadow].key;
@@ -1095,9 +1084,7 @@ void ShadowMmu<Guest>::resync_entries(ShadowId shadow, const std::array<std::byt
             continue;
         }
         const Word now = e_->guest_memory_.template load<Word>(key.frame, offset);
-        Word then = 0;
-        std::memcpy(&then, snapshot.data() + offset, sizeof then);
-        if (now == then) continue;
+        if (now == table.template copied<Word>(offset)) continue;
         if (key.type.level > 1) {
             (void)validate(shadow, offset, offset);
             if (!cache[shadow].alive()) return;

@@ -28,16 +28,14 @@ public:
     [[nodiscard]] FaultAnswer emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
                                               const Access& access);
     void load_roots(unsigned vcpu, const GuestContext& guest);
-    /// Drops the entry of the address; `out_of_sync_only`: if the table that it shadows is out of sync.
-    void drop_entry(unsigned vcpu, LinearAddress address, bool out_of_sync_only);
+    /// Drops the entry of the address.
+    void drop_entry(unsigned vcpu, LinearAddress address);
+    /// The entries of the address that are of tables out of sync, under the vCPU's root and its previous
+    /// ones: an upper one goes, one of level 1 goes or is made right.
+    void resync_page(unsigned vcpu, LinearAddress address);
     /// Puts the entries of the vCPU's roots to sleep, but those with global pages alone, if those may stay.
     void drop_top(unsigned vcpu, bool globals_too);
     [[nodiscard]] InvlpgAnswer invlpg_answer(unsigned vcpu, LinearAddress address);
-    /// Under one root, the entry of the address that is of a table out of sync: an upper one goes, one of
-    /// level 1 goes or is made right.
-    void drop_out_of_sync(ShadowId root, LinearAddress address);
-    /// Propagates a level-1 entry again.
-    void repair_leaf(ShadowSlot slot);
     /// The level-1 entry for the address under the vCPU's root, where there is a shadow.
     [[nodiscard]] std::optional<ShadowSlot> leaf_slot(unsigned vcpu, LinearAddress address);
     /// Guest entries in bytes [first, last] of the shadow's frame have changed: propagates each. False: they
@@ -45,7 +43,7 @@ public:
     [[nodiscard]] bool validate(ShadowId shadow, unsigned first, unsigned last);
     /// Makes the entries right that are present: with Repair::compare those whose guest entry is not as in
     /// the snapshot.
-    void resync_entries(ShadowId shadow, const std::array<std::byte, kPageBytes>& snapshot);
+    void resync_entries(ShadowId shadow, const OutOfSyncTables::Table& table);
     void audit_entries(ShadowId shadow, std::vector<std::string>& violations) const;
     /// Where the guest's tables lead an access, if they permit it.
     [[nodiscard]] std::optional<Gfn> frame_of(const GuestContext& guest, const Access& access) const;
@@ -136,8 +134,11 @@ private:
     [[nodiscard]] bool path_changed(Tables& tables, const GuestContext& guest, const Access& access);
     /// The copies of tables on the path learn of accessed and dirty bits that the walk has set.
     void note_assists(const WalkPath<space::GuestPhysical>& path);
-    /// The shadow that a sleeping entry holds, empty for `wanted`; `same_rights`: globals may stay, unless
-    /// marked.
+    void resync_page_under(ShadowId root, LinearAddress address);
+    /// Propagates a level-1 entry again.
+    void repair_leaf(ShadowSlot slot);
+    /// The shadow that an entry holds that is asleep or to change, emptied for `wanted`; of the same table
+    /// with the same rights, global pages stay. A new one if it holds none of that type.
     [[nodiscard]] ShadowId wake(ShadowSlot slot, const ShadowKey& wanted, std::uint64_t flags);
     void empty_for_use(ShadowId shadow, bool globals_too);
     /// Shadows of the walk's path, and the entry of its page. `had_room`: nothing had to give way for it.

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <vector>
@@ -28,6 +29,20 @@ public:
         std::array<std::byte, kPageBytes> snapshot{};
         std::vector<ShadowSlot> fixups;  ///< a ring; free ones name no shadow
         std::size_t next_fixup = 0;
+
+        /// The entry at a byte offset, as the copy has it, and set there.
+        template <class Word>
+        [[nodiscard]] Word copied(unsigned offset) const
+        {
+            Word word = 0;
+            std::memcpy(&word, snapshot.data() + offset, sizeof word);
+            return word;
+        }
+        template <class Word>
+        void copy(unsigned offset, Word word)
+        {
+            std::memcpy(snapshot.data() + offset, &word, sizeof word);
+        }
     };
 
     /// With `slots` for each of the vCPUs.

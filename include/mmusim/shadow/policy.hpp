@@ -93,7 +93,7 @@ inline constexpr ShadowSwitches kAllShadowSwitches{.writable_heuristic = true,
 
 /// Sizes of what the mechanisms keep (reference/xen.md part F).
 struct ShadowSizes {
-    unsigned out_of_sync = 3;        ///< tables out of sync for each vCPU; 0: none ever is
+    unsigned out_of_sync = 3;        ///< of OutOfSyncList::per_vcpu: for each vCPU; 0: none ever is
     unsigned fixups = 2;             ///< writable mappings remembered of each
     unsigned prefetch_window = 32;   ///< entries that a fault fills at most, its own included
     unsigned virtual_tlb = 13;       ///< translations remembered for each vCPU

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The shadow engine of one domain: the hypervisor's side of shadow paging, for all guest modes
-// (reference/xen.md B7 to B12). It acts; the policy decides. Outside it is seen through a few verbs:
-// a fault, a load of roots, a flush, a store made by emulation, a change from outside.
+// (reference/xen.md B4 to B13; for the other designs reference/other_policies.md). It acts; the policy
+// decides. Outside it is seen through a few verbs: a fault, a load of roots, a flush, a store made by
+// emulation, a change from outside.
 //
 //   guest root --> [guest tables, gfns]                       what the guest wrote
 //                       | emulated walk through the P2M, then propagate, entry by entry
@@ -14,9 +15,10 @@
 // paging off runs 2-on-3 on an identity table that exists in the engine alone.
 //
 // Guest tables are read-only in all shadows, and each write to one is emulated and propagated. Where the
-// policy says so, a level-1 table goes out of sync instead: the guest writes it freely, and its shadow is
-// repaired when the guest flushes. Shadows live in a pool of a fixed size; when it runs dry, first shadows
-// are given up that are kept unused, then entries of running roots, then the domain.
+// policy says so, a table (of level 1, or of any) goes out of sync instead: the guest writes it freely, and
+// its shadow is repaired when the guest flushes. Or the policy protects no tables: the shadows of a vCPU are
+// a TLB of its own. Shadows live in a pool of a fixed size; when it runs dry, first shadows are given up that
+// are kept unused, then entries of running roots, then the domain.
 #pragma once
 
 #include <array>
@@ -317,6 +319,7 @@ private:
     /// Whether the shadow, or one below it, is of a table that is out of sync.
     [[nodiscard]] bool out_of_sync_below(ShadowId top) const;
     [[nodiscard]] bool is_below(ShadowId at, ShadowId top) const;
+    [[nodiscard]] bool is_below(Gfn table, ShadowId top) const;  ///< some shadow of the table
     [[nodiscard]] bool out_of_sync_above_level_1() const;
     [[nodiscard]] bool listed() const { return declared_.out_of_sync == OutOfSyncList::per_domain; }
     /// Tables above level 1 may be out of sync too.
