@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// From the engine, which knows no mode, to the ShadowMmu of one.
 #pragma once
 
 #include <mmusim/shadow/shadow_engine.hpp>
@@ -6,6 +8,17 @@
 #include "shadow_mmu.hpp"
 
 namespace mmusim {
+
+/// The mode whose entries a table format has. Those of five-level paging include four-level's.
+inline Paging paging_of(TableFormat format)
+{
+    switch (format) {
+    case TableFormat::bits32: return Paging::two_level;
+    case TableFormat::pae: return Paging::pae;
+    case TableFormat::bits64: return Paging::five_level;
+    }
+    return Paging::five_level;
+}
 
 /// Calls `verb` with the ShadowMmu of the guest's mode.
 template <class Verb>
