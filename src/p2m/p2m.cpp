@@ -145,9 +145,20 @@ P2m::P2m(GuestRam ram, P2mLayout layout) : ram_{std::move(ram)}, layout_{std::mo
         break;
     }
     }
+
+    const auto longer = [](const auto& a, const auto& b) { return a.count < b.count; };
+    if (layout_.kind == P2mLayout::Kind::listed) {
+        const auto run = std::max_element(by_gfn_.begin(), by_gfn_.end(), longer);
+        if (run != by_gfn_.end()) longest_ = *run;
+    } else if (layout_.kind != P2mLayout::Kind::shuffled) {
+        const auto ranges = ram_.ranges();
+        const auto run = std::max_element(ranges.begin(), ranges.end(), longer);
+        if (run != ranges.end())
+            longest_ = {run->first, Mfn{run->first.number() + layout_.offset}, run->count};
+    }
 }
 
-std::optional<Mfn> P2m::mfn_of(Gfn gfn) const
+std::optional<Mfn> P2m::look_up(Gfn gfn) const
 {
     const auto index = ram_.index_of(gfn);
     if (!index) return std::nullopt;

@@ -60,7 +60,13 @@ public:
     [[nodiscard]] const GuestRam& ram() const { return ram_; }
     [[nodiscard]] const P2mLayout& layout() const { return layout_; }
 
-    [[nodiscard]] std::optional<Mfn> mfn_of(Gfn gfn) const;
+    [[nodiscard]] std::optional<Mfn> mfn_of(Gfn gfn) const
+    {
+        const std::uint64_t into = gfn.number() - longest_.gfn.number();
+        if (into < longest_.count) [[likely]]
+            return longest_.mfn + into;
+        return look_up(gfn);
+    }
     [[nodiscard]] std::optional<Gfn> gfn_of(Mfn mfn) const;
 
     /// The machine frame after the last one that a guest frame uses.
@@ -70,6 +76,7 @@ public:
     [[nodiscard]] std::optional<Mfn> free_run(Mfn from, std::uint64_t count) const;
 
 private:
+    [[nodiscard]] std::optional<Mfn> look_up(Gfn gfn) const;
     /// The machine frames in use: first frame and length of runs, in order.
     [[nodiscard]] std::vector<std::pair<std::uint64_t, std::uint64_t>> used() const;
 
@@ -77,6 +84,7 @@ private:
     P2mLayout layout_;
     std::vector<P2mLayout::Entry> by_gfn_;  ///< listed: sorted
     std::vector<P2mLayout::Entry> by_mfn_;
+    P2mLayout::Entry longest_{.gfn = {}, .mfn = {}, .count = 0};  ///< run whose frames keep their distance
     unsigned half_bits_ = 0;  ///< shuffled: bits of half an index
 };
 
