@@ -131,13 +131,14 @@ struct CoherenceOracle::State {
         std::uint64_t number = kPagingOff;
     };
 
-    State(const GuestMemory& guest, const GuestRam& ram, std::size_t count, std::size_t sweep_limit,
-          detail::FrameFilter& watched)
+    State(const GuestMemory& guest, const GuestRam& ram, std::size_t count, bool for_all,
+          std::size_t sweep_limit, detail::FrameFilter& watched)
         : memory{guest}
         , journal{guest, ram, watched}
         , vcpus(count)
         , rules(1)
         , views(std::min<std::size_t>(16 + 4 * count, 64))
+        , stale_for_all{for_all}
         , sweep_after{sweep_limit}
         , next_sweep{sweep_limit}
     {
@@ -168,6 +169,7 @@ struct CoherenceOracle::State {
     std::size_t next_view = 0;
     std::uint64_t last_number = kPagingOff;
     Time time = 0;
+    bool stale_for_all;
     Time loaded_at = 0;  ///< the last load of registers
     unsigned loaded_by = 0;
     std::size_t sweep_after;
@@ -177,10 +179,10 @@ struct CoherenceOracle::State {
 };
 
 CoherenceOracle::CoherenceOracle(const GuestMemory& memory, const GuestRam& ram, unsigned vcpus,
-                                 std::size_t sweep_after)
+                                 bool stale_for_all, std::size_t sweep_after)
     : view_of_(vcpus, kPagingOff)
     , agreements_(kAgreements)
-    , state_{std::make_unique<State>(memory, ram, vcpus, sweep_after, watched_)}
+    , state_{std::make_unique<State>(memory, ram, vcpus, stale_for_all, sweep_after, watched_)}
 {
 }
 
@@ -505,7 +507,7 @@ std::optional<CoherenceOracle::Violation> CoherenceOracle::compare(unsigned inde
 
     if (missing != 0) state.note_unset(path, vcpu, access.kind, watched_);
     const Answer answer{access, vcpu.rules.control, at};
-    PathSearch search{state.journal, state.rules, vcpu.history, answer};
+    PathSearch search{state.journal, state.rules, vcpu.history, answer, state.stale_for_all};
     if (const auto cached = search.cached()) {
         std::uint64_t* kind = &counts_.accessed;
         if (!fresh) {

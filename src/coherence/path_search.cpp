@@ -82,7 +82,7 @@ void PathSearch::descend(int level, Gfn table, Rights rights)
         if (version.end <= std::max({floor_, best(), newest_start_})) return false;
         constexpr std::uint64_t kUsed = pte::kPresent | pte::kAccessed;
         if ((version.raw & kUsed) != kUsed) return true;
-        if (path_.steps.empty() && root_times_->first(version.start) >= version.end) return true;
+        if (path_.steps.empty() && first_readable(*root_times_, version.start) >= version.end) return true;
         for (const bool leaf : {true, false}) {
             if (may_be_read_as(version.raw, level, leaf)) {
                 take(level, {level, table, offset, leaf, version}, rights);
@@ -178,7 +178,7 @@ bool PathSearch::global_may_be_cached() const
     const auto& formats = history_->formats();
     for (std::size_t i = 0; i < formats.size(); ++i) {
         const Time until = std::min(first_end, i + 1 < formats.size() ? formats[i + 1].start : kForever);
-        const Time with_root = root_times_->last(until);
+        const Time with_root = stale_for_all_ ? until - 1 : root_times_->last(until);
         if (with_root != kForever && with_root >= newest_start_ && readable_around(with_root)) return true;
     }
     return false;
@@ -195,7 +195,7 @@ bool PathSearch::readable_within(Interval window, Time leaf_from) const
         if (step.leaf) time = std::max(time, leaf_from);
         // The first moment at which the entry can be read, and is read as what it is on this path.
         for (;;) {
-            time = when.first(time);
+            time = first_readable(when, time);
             if (time >= end) return false;
             const auto next = std::upper_bound(formats.begin(), formats.end(), time,
                                                [](Time t, const Format& format) { return t < format.start; });

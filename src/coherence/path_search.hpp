@@ -13,6 +13,9 @@
 // current PCID, and all of it is younger than the last invalidation that covers its page. A global one may
 // have been made under any PCID. Then only its last read is younger than the last invalidation that covers
 // global translations of the page; but all reads lie between two flushes of the PCID that was current.
+//
+// Where a shadow policy declares that its tables are stale for all who use them, an entry may be read at any
+// time, also while the vCPU had another root or PCID. What its own flushes take does not change.
 #pragma once
 
 #include <array>
@@ -63,8 +66,12 @@ struct Path {
 class PathSearch {
 public:
     PathSearch(const TableJournal& journal, std::span<const EntryRules> rules, const VcpuHistory& history,
-               const Answer& answer)
-        : journal_{&journal}, rules_{rules}, history_{&history}, answer_{&answer}
+               const Answer& answer, bool stale_for_all)
+        : journal_{&journal}
+        , rules_{rules}
+        , history_{&history}
+        , answer_{&answer}
+        , stale_for_all_{stale_for_all}
     {
     }
 
@@ -91,12 +98,18 @@ private:
     [[nodiscard]] bool global_may_be_cached() const;
     /// Whether the steps can be read within `window`, in order, the last not before `leaf_from`.
     [[nodiscard]] bool readable_within(Interval window, Time leaf_from) const;
+    /// The first moment from `from` on at which an entry can be read, that the vCPU could read at `when`.
+    [[nodiscard]] Time first_readable(const Timeline& when, Time from) const
+    {
+        return stale_for_all_ ? from : when.first(from);
+    }
     [[nodiscard]] Time best() const { return found_ ? found_->right_until : 0; }
 
     const TableJournal* journal_;
     std::span<const EntryRules> rules_;
     const VcpuHistory* history_;
     const Answer* answer_;
+    bool stale_for_all_;
 
     Which which_ = Which::own;
     Time floor_ = 0;  ///< versions that ended by then can't be on any path

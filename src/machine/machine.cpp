@@ -128,7 +128,8 @@ Machine::Machine(MachineConfig config)
                                          config_.program_uses_caches);
     }
     if (config_.check_coherence) {
-        oracle_ = std::make_unique<CoherenceOracle>(guest_memory_, p2m_.ram(), config_.vcpus);
+        const bool stale_for_all = !native() && config_.policy()->declared().stale_for_all;
+        oracle_ = std::make_unique<CoherenceOracle>(guest_memory_, p2m_.ram(), config_.vcpus, stale_for_all);
     }
     start();
 }

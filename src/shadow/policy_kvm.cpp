@@ -20,6 +20,7 @@ public:
     {
         return {.keyed_by = ShadowKeying::frame_and_access,
                 .stale_levels = 1u << 1,
+                .stale_for_all = true,
                 .switches = {.prefetch = true},
                 .sizes = {.out_of_sync = 0,
                           .fixups = 0,
@@ -38,7 +39,7 @@ public:
 
     [[nodiscard]] FlushAnswer on_flush(unsigned, GuestFlush flush) override
     {
-        // The free load: what the root's context may hold stays as it is.
+        // The free load: what is below stays as it is, whoever has filled it meanwhile.
         return flush == GuestFlush::load_cr3_noflush ? FlushAnswer::nothing : FlushAnswer::resync_reachable;
     }
     [[nodiscard]] TableWriteAnswer on_table_write(const TableWrite&) override

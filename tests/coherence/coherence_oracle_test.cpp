@@ -508,6 +508,32 @@ TEST_CASE("coherence: what a PCID's tables held while it was not current is out 
     CHECK(guest.ask(page(5), page(0x27)) == Verdict::right);
 }
 
+TEST_CASE("coherence: where tables are stale for all, what they held for another PCID or vCPU is permitted",
+          "[coherence]")
+{
+    // As a shadow of a table that two roots share: filled under one, used under the other.
+    OracleGuest guest{2, CoherenceOracle::kSweepAfter, true};
+    build(guest, kRoot);
+    build(guest, kOther);
+    guest.entry(kOther + 2, 0, table(kL1));
+    guest.entry(kL1, 5, leaf(0x25));
+    guest.load(with_pcid(kRoot, 1));
+    guest.load(with_pcid(kOther, 2));
+    guest.load(with_pcid(kOther, 2), 1);
+    guest.entry(kL1, 5, leaf(0x26));
+    guest.entry(kL1, 5, leaf(0x27));
+    guest.load(with_pcid(kRoot, 1));
+    CHECK(guest.ask(page(5), page(0x26)) == Verdict::stale);
+    CHECK(guest.ask(page(5), page(0x28)) == Verdict::violation);
+    // Its own flush ends it, another's does not.
+    guest.oracle.invalidated_pcid(0, 2, "INVPCID");
+    CHECK(guest.ask(page(5), page(0x26)) == Verdict::stale);
+    guest.oracle.invalidated_pcid(0, 1, "INVPCID");
+    CHECK(guest.ask(page(5), page(0x26)) == Verdict::violation);
+    told(guest, "INVPCID, 1 access ago, should have removed what was cached");
+    CHECK(guest.ask(page(5), page(0x27)) == Verdict::right);
+}
+
 // --- globals --------------------------------------------------------------------------------------------
 
 TEST_CASE("coherence: global translations of another PCID", "[coherence]")

@@ -51,8 +51,9 @@ class OracleGuest {
 public:
     static constexpr std::uint64_t kFrames = 0x1000;
 
-    explicit OracleGuest(unsigned vcpus = 1, std::size_t sweep_after = CoherenceOracle::kSweepAfter)
-        : oracle{memory_, p2m_.ram(), vcpus, sweep_after}, pdptes_(vcpus)
+    explicit OracleGuest(unsigned vcpus = 1, std::size_t sweep_after = CoherenceOracle::kSweepAfter,
+                         bool stale_for_all = false)
+        : oracle{memory_, p2m_.ram(), vcpus, stale_for_all, sweep_after}, pdptes_(vcpus)
     {
     }
 

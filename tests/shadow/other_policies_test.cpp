@@ -3,6 +3,7 @@
 // What the policies other than today's Xen do (reference/other_policies.md): each statement of the tables
 // there that the engine models.
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -177,6 +178,65 @@ TEST_CASE("kvm: a load of CR3 resyncs what is under the new root; with bit 63 it
     CHECK(guest.counters().resync == 1);
     CHECK(guest.read(kLinear).at() == 0x102'000);
     CHECK(guest.machine.audit().empty());
+}
+
+TEST_CASE("kvm: what another PCID's walk put into a shared table is declared staleness", "[shadow]")
+{
+    for (const bool known : {true, false}) {
+        MachineConfig config = config_of(under("kvm"));
+        config.check_coherence = true;
+        if (!known) {
+            // The same behaviour without the declaration.
+            class Undeclared final : public ShadowPolicy {
+            public:
+                [[nodiscard]] PolicyDeclaration declared() const override
+                {
+                    PolicyDeclaration declared = kvm_->declared();
+                    declared.stale_for_all = false;
+                    return declared;
+                }
+                [[nodiscard]] FlushAnswer on_flush(unsigned vcpu, GuestFlush flush) override
+                {
+                    return kvm_->on_flush(vcpu, flush);
+                }
+                [[nodiscard]] TableWriteAnswer on_table_write(const TableWrite& write) override
+                {
+                    return kvm_->on_table_write(write);
+                }
+
+            private:
+                std::unique_ptr<ShadowPolicy> kvm_ = builtin_shadow_policies().find("kvm")();
+            };
+            config.policy = [] { return std::make_unique<Undeclared>(); };
+        }
+        Guest guest{Paging::four_level, std::move(config)};
+        REQUIRE(guest.set_cr4(cr4::kPcide, true));
+        // Two roots with the same level-1 table.
+        const Gfn other = guest.new_table();
+        guest.map(kLinear, 0x101'000);
+        const std::uint64_t entry = window_to(guest, kLinear, 1);
+        guest.poke(other.address().value(), guest.entry(kLinear, 4));
+        const auto load = [&](Gfn root, unsigned pcid) {
+            const std::uint64_t value = root.address().value() | pcid | cr3::kNoFlush;
+            REQUIRE_FALSE(guest.machine.mov_cr3(0, value));
+        };
+        load(guest.root(), 1);
+        REQUIRE(guest.read(kLinear).ok());
+        load(other, 2);
+        REQUIRE(guest.read(kLinear).ok());
+        REQUIRE(guest.store(entry, 0x102'000 | kAll).ok());
+        guest.invlpg(kLinear);
+        REQUIRE(guest.read(kLinear).at() == 0x102'000);
+        REQUIRE(guest.store(entry, 0x103'000 | kAll).ok());
+        CHECK(guest.machine.take_violations().empty());
+        // PCID 1 was not there while the entry held 0x102.
+        load(guest.root(), 1);
+        CHECK(guest.read(kLinear).at() == 0x102'000);
+        CHECK(guest.machine.take_violations().size() == (known ? 0 : 1));
+        guest.invlpg(kLinear);
+        CHECK(guest.read(kLinear).at() == 0x103'000);
+        CHECK(guest.machine.take_violations().empty());
+    }
 }
 
 TEST_CASE("kvm: a full pool gives up the shadows made first, and what they referred to stays", "[shadow]")

@@ -86,8 +86,9 @@ public:
     static constexpr std::size_t kSweepAfter = std::size_t{1} << 16;
 
     /// `memory` is the guest's, `ram` says where it has frames; both must outlive the oracle.
+    /// `stale_for_all`: a shadow policy's declaration (shadow/policy.hpp).
     CoherenceOracle(const GuestMemory& memory, const GuestRam& ram, unsigned vcpus,
-                    std::size_t sweep_after = kSweepAfter);
+                    bool stale_for_all = false, std::size_t sweep_after = kSweepAfter);
     CoherenceOracle(const CoherenceOracle&) = delete;
     CoherenceOracle& operator=(const CoherenceOracle&) = delete;
     ~CoherenceOracle();

@@ -85,7 +85,7 @@ private:
     std::vector<P2mLayout::Entry> by_gfn_;  ///< listed: sorted
     std::vector<P2mLayout::Entry> by_mfn_;
     P2mLayout::Entry longest_{.gfn = {}, .mfn = {}, .count = 0};  ///< run whose frames keep their distance
-    unsigned half_bits_ = 0;  ///< shuffled: bits of half an index
+    unsigned half_bits_ = 0;                                      ///< shuffled: bits of half an index
 };
 
 }  // namespace mmusim

@@ -110,6 +110,9 @@ struct PolicyDeclaration {
     bool protects_tables = true;
     /// Bit n: entries shadowing level n may be stale until the guest flushes as the architecture demands.
     unsigned stale_levels = 0;
+    /// A table that is out of sync may be used stale under a PCID or on a vCPU that did not have it while it
+    /// held that, until that one flushes. Else only where a TLB could hold the same.
+    bool stale_for_all = false;
     ShadowSwitches switches = {};
     ShadowSizes sizes = {};
     OutOfSyncList out_of_sync = OutOfSyncList::per_vcpu;
