@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The engine for one guest mode: what in ShadowEngine depends on the format of the guest's tables.
-// Compiled once per mode; `Guest` alone is the parameter, the shadow's mode follows from it.
+// Compiled once per mode; `Guest` alone is the parameter, the shadow's mode follows from it. Its members are
+// in three sources: shadow_mmu.cpp (what is where), shadow_fault.cpp (a page fault), propagate.cpp (entries).
 #pragma once
 
 #include <array>
@@ -69,6 +70,11 @@ private:
     [[nodiscard]] static EntrySettings settings_of(std::uint8_t role);
     /// The entry of `shadow` (of `level`) for the address.
     [[nodiscard]] static ShadowSlot slot_of(ShadowId shadow, int level, LinearAddress address);
+    /// Frames that a table of `level` maps.
+    [[nodiscard]] static constexpr std::uint64_t frames_under(int level)
+    {
+        return std::uint64_t{1} << (Guest.shift(level + 1) - kPageShift);
+    }
     [[nodiscard]] static Gfn frame_under(Pte<Guest> entry, int level, bool leaf);
 
     using GuestWalk = Result<Translation<space::GuestPhysical>, PageFault>;
@@ -87,10 +93,7 @@ private:
     template <class Fill>
     void end(ShadowEventKind kind, const WalkPath<space::GuestPhysical>& path, std::optional<Gfn> frame,
              Fill fill);
-    void end(ShadowEventKind kind, const WalkPath<space::GuestPhysical>& path, std::optional<Gfn> frame)
-    {
-        end(kind, path, frame, [](ShadowEvent&) {});
-    }
+    void end(ShadowEventKind kind, const WalkPath<space::GuestPhysical>& path, std::optional<Gfn> frame);
     void end_emulated(ShadowEventKind kind, const Access& access, const WalkPath<space::GuestPhysical>& path,
                       GuestPhysical at, std::string_view how);
     static void describe(ShadowEvent& event, const WalkPath<space::GuestPhysical>& path);
