@@ -131,10 +131,10 @@ struct CoherenceOracle::State {
         std::uint64_t number = kPagingOff;
     };
 
-    State(const GuestMemory& guest, const GuestRam& ram, std::size_t count, bool for_all,
-          std::size_t sweep_limit, detail::FrameFilter& watched)
+    State(const GuestMemory& guest, std::size_t count, bool for_all, std::size_t sweep_limit,
+          detail::FrameFilter& watched)
         : memory{guest}
-        , journal{guest, ram, watched}
+        , journal{guest, watched}
         , vcpus(count)
         , rules(1)
         , views(std::min<std::size_t>(16 + 4 * count, 64))
@@ -178,11 +178,11 @@ struct CoherenceOracle::State {
     boost::unordered_flat_map<std::uint64_t, std::uint64_t> unset;
 };
 
-CoherenceOracle::CoherenceOracle(const GuestMemory& memory, const GuestRam& ram, unsigned vcpus,
-                                 bool stale_for_all, std::size_t sweep_after)
+CoherenceOracle::CoherenceOracle(const GuestMemory& memory, unsigned vcpus, bool stale_for_all,
+                                 std::size_t sweep_after)
     : view_of_(vcpus, kPagingOff)
     , agreements_(kAgreements)
-    , state_{std::make_unique<State>(memory, ram, vcpus, stale_for_all, sweep_after, watched_)}
+    , state_{std::make_unique<State>(memory, vcpus, stale_for_all, sweep_after, watched_)}
 {
 }
 
@@ -282,6 +282,11 @@ void CoherenceOracle::invalidated_all(unsigned vcpu, bool with_globals, std::str
 }
 
 void CoherenceOracle::table_store(GuestPhysical at, std::span<const std::byte> bytes)
+{
+    if (state_->memory.has(Gfn::of(at))) table_change(at, bytes);  // else nothing takes it
+}
+
+void CoherenceOracle::table_change(GuestPhysical at, std::span<const std::byte> bytes)
 {
     State& state = *state_;
     if (!state.unset.empty()) {

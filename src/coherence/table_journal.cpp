@@ -87,8 +87,8 @@ bool overlaps(std::span<const Interval> intervals, Time start, Time end)
 
 }  // namespace
 
-TableJournal::TableJournal(const GuestMemory& memory, const GuestRam& ram, detail::FrameFilter& enrolled)
-    : memory_{memory}, ram_{&ram}, enrolled_{&enrolled}
+TableJournal::TableJournal(const GuestMemory& memory, detail::FrameFilter& enrolled)
+    : memory_{memory}, enrolled_{&enrolled}
 {
 }
 
@@ -108,7 +108,6 @@ void TableJournal::read(Gfn frame, Words& words) const
 
 void TableJournal::enroll(Gfn frame, std::uint8_t role, Time now)
 {
-    if (!ram_->contains(frame)) return;  // reads as 0, for ever
     std::unique_ptr<Table>& table = tables_.try_emplace(frame.number()).first->second;
     if (!table) table = std::make_unique<Table>();
     if ((table->roles & role) != 0) return;

@@ -26,7 +26,6 @@
 
 #include <mmusim/coherence/coherence_oracle.hpp>
 #include <mmusim/p2m/guest_memory.hpp>
-#include <mmusim/p2m/guest_ram.hpp>
 #include <mmusim/words/address.hpp>
 
 #include "coherence/time.hpp"
@@ -59,11 +58,12 @@ public:
         std::uint8_t role = 0;
     };
 
-    TableJournal(const GuestMemory& memory, const GuestRam& ram, detail::FrameFilter& enrolled);
+    TableJournal(const GuestMemory& memory, detail::FrameFilter& enrolled);
 
     void reset();
 
-    /// The frame is a table from now on, if it is RAM, and so is what its entries name. `role`: one.
+    /// The frame is a table from now on, and so is what its entries name. (What is no RAM may become some.)
+    /// `role`: one.
     void enroll(Gfn frame, std::uint8_t role, Time now);
     /// A store that is about to happen. Whether a walk that ended well may end otherwise afterwards.
     [[nodiscard]] bool store(GuestPhysical at, std::span<const std::byte> bytes, Time now);
@@ -148,7 +148,6 @@ private:
     void drop_changes(Gfn frame, Table& table, std::span<const Interval> visible, Time globals_since);
 
     GuestMemory memory_;
-    const GuestRam* ram_;
     detail::FrameFilter* enrolled_;
     boost::unordered_flat_map<std::uint64_t, std::unique_ptr<Table>> tables_;
     std::size_t changes_ = 0;

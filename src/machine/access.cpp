@@ -158,7 +158,11 @@ Machine::Step Machine::step_of(const FaultAnswer& answer)
     switch (answer.kind) {
     case FaultAnswer::Kind::retry: break;
     case FaultAnswer::Kind::guest: return faulted(answer.fault);
-    case FaultAnswer::Kind::emulated: return {Step::Kind::emulated, answer.address};
+    case FaultAnswer::Kind::populate: populate_on_demand(Gfn::of(answer.address)); break;
+    case FaultAnswer::Kind::emulated:
+        if (p2m_.changed() && p2m_.entry(Gfn::of(answer.address)).type == P2mType::populate_on_demand)
+            populate_on_demand(Gfn::of(answer.address));
+        return {Step::Kind::emulated, answer.address};
     }
     return {Step::Kind::retry, {}};
 }
@@ -444,13 +448,14 @@ void Machine::store(const Placed& placed, std::span<const std::byte> bytes)
     std::size_t done = 0;
     for (const Placed::Part& part : placed.pages()) {
         const auto piece = bytes.subspan(done, part.bytes);
+        done += part.bytes;
+        if (p2m_.changed() && discards_writes(p2m_.entry(Gfn::of(part.address)).type)) continue;
         if (oracle_) oracle_->before_store(part.address, piece);
         if (part.emulated) {
             emulated.push_back({part.address, piece});
         } else {
             guest_memory_.write(part.address, piece);
         }
-        done += part.bytes;
     }
     if (!emulated.empty()) emulated_store(emulated);
 }

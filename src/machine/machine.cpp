@@ -22,10 +22,18 @@ constexpr std::array<std::pair<TranslationMode, std::string_view>, 6> kModeNames
     {TranslationMode::native, "native"},
 }};
 
-/// Machine frames set aside for shadows: 16 GiB of them. Leaf entries name frames of the guest, all
+/// Machine frames set aside for the hypervisor: 16 GiB of them. Leaf entries name frames of the guest, all
 /// others name shadows; so where the guest's RAM leaves no frames, a second bank of memory whose numbers
 /// overlap the guest's serves as well.
 constexpr std::uint64_t kPoolFrames = std::uint64_t{1} << 22;
+
+/// Of these, from the first on: shadows; memory that is populated on demand. The P2M's tables begin at the
+/// last.
+constexpr std::uint64_t kShadowFrames = kPoolFrames / 2;
+constexpr std::uint64_t kSpareFrames = kPoolFrames / 4;
+
+/// Frames that one change of the P2M may name: 16 GiB.
+constexpr std::uint64_t kMaxP2mChange = std::uint64_t{1} << 22;
 
 /// The machine itself: everything that its CPU can do.
 constexpr Cpuid host_cpuid(unsigned physical_address_bits)
@@ -106,13 +114,15 @@ std::optional<TranslationMode> parse_translation_mode(std::string_view name)
 
 Machine::Machine(MachineConfig config)
     : config_{std::move(config)}
-    , p2m_{GuestRam{config_.ram}, native() ? P2mLayout{} : config_.p2m}
-    , guest_memory_{machine_, p2m_}  // Above the guest's width where the layout leaves room there.
-    , pool_{p2m_.free_run(Mfn{std::uint64_t{1} << (config_.cpuid.physical_address_bits - kPageShift)},
-                          kPoolFrames)}
+    , layout_{GuestRam{config_.ram}, native() ? P2mLayout{} : config_.p2m}
+    // Above the guest's width where the layout leaves room there.
+    , pool_{layout_.free_run(Mfn{std::uint64_t{1} << (config_.cpuid.physical_address_bits - kPageShift)},
+                             kPoolFrames)}
     , table_memory_{pool_ || native() ? &machine_ : &bank_}
+    , p2m_{make_p2m()}
+    , guest_memory_{machine_, p2m_}
     , tables_{*table_memory_}
-    , machine_bits_{machine_bits(std::max(p2m_.end(), pool_.value_or(Mfn{}) + kPoolFrames))}
+    , machine_bits_{machine_bits(std::max(layout_.end(), pool_.value_or(Mfn{}) + kPoolFrames))}
     , vcpus_(config_.vcpus)
 {
     if (!config_.cpu) config_.cpu = std::make_shared<const CpuProfile>();
@@ -129,9 +139,17 @@ Machine::Machine(MachineConfig config)
     }
     if (config_.check_coherence) {
         const bool stale_for_all = !native() && config_.policy()->declared().stale_for_all;
-        oracle_ = std::make_unique<CoherenceOracle>(guest_memory_, p2m_.ram(), config_.vcpus, stale_for_all);
+        oracle_ = std::make_unique<CoherenceOracle>(guest_memory_, config_.vcpus, stale_for_all);
     }
     start();
+}
+
+P2m Machine::make_p2m()
+{
+    if (native() || config_.p2m_format == P2mFormat::flat) return P2m{layout_};
+    const Mfn last = pool_.value_or(Mfn{}) + (kPoolFrames - 1);
+    auto tables = std::make_unique<P2mTables>(*table_memory_, config_.p2m_format, config_.p2m_levels, last);
+    return P2m{layout_, std::move(tables), config_.largest_p2m_page};
 }
 
 void Machine::start()
@@ -157,13 +175,15 @@ std::uint64_t Machine::pool_pages() const
     for (const GfnRange& range : config_.ram) ram += range.count;
     const std::uint64_t wanted =
         config_.shadow_pool_pages != 0 ? config_.shadow_pool_pages : default_shadow_pool(config_.vcpus, ram);
-    return std::min(wanted, kPoolFrames - 1);
+    return std::min(wanted, kShadowFrames);
 }
 
 void Machine::reset()
 {
     machine_.clear();
     bank_.clear();
+    p2m_.reset();
+    populated_ = 0;
     tables_.reset_loads();
     exits_ = 0;
     flushes_ = 0;
@@ -723,6 +743,106 @@ void Machine::blow_shadows()
     if (!shadow_) return;
     shadow_->blow();
     settle_all();
+}
+
+std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mType type,
+                                           std::optional<Mfn> mfn) const
+{
+    constexpr std::uint64_t kMachineFrames = std::uint64_t{1} << (kMaxPhysicalAddressBits - kPageShift);
+    const std::uint64_t frames = std::uint64_t{1} << (config_.cpuid.physical_address_bits - kPageShift);
+    if (native()) return Refusal{"native mode has no P2M"};
+    if (count == 0) return Refusal{"no frame is named"};
+    if (count > kMaxP2mChange) return Refusal{"more frames than a change may have: 2^22"};
+    if (first.number() >= frames || count > frames - first.number())
+        return Refusal{"a frame lies beyond the guest's physical addresses"};
+    switch (type) {
+    case P2mType::ram_paging_out:
+    case P2mType::ram_paged:
+    case P2mType::ram_paging_in:
+    case P2mType::ram_shared: return Refusal{"paging and sharing of memory need nested paging"};
+    default: break;
+    }
+    if (!has_frame(type)) return std::nullopt;
+    if (mfn) {
+        if (mfn->number() >= kMachineFrames || count > kMachineFrames - mfn->number())
+            return Refusal{"a machine frame lies beyond 52 address bits"};
+        if (pool_ && mfn->number() < pool_->number() + kPoolFrames && mfn->number() + count > pool_->number())
+            return Refusal{"a machine frame is the hypervisor's"};
+        return std::nullopt;
+    }
+    for (std::uint64_t i = 0; i < count; ++i) {
+        if (!p2m_.mfn_of(first + i)) return Refusal{"a frame has no machine frame that it could keep"};
+    }
+    return std::nullopt;
+}
+
+std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType type, MemAccess access,
+                                        std::optional<Mfn> mfn)
+{
+    if (const auto refused = refuse_p2m(first, count, type, mfn)) return refused;
+    for (std::uint64_t i = 0; i < count; ++i) {
+        if (!is_special(p2m_.entry(first + i).type)) continue;
+        throw DomainCrashed(fmt::format(
+            "the hypervisor ended the domain: the P2M entry of frame {} is not to be changed (-EPERM)",
+            first + i));
+    }
+    std::vector<std::pair<Gfn, P2mEntry>> changes;
+    for (std::uint64_t i = 0; i < count; ++i) {
+        const Gfn frame = first + i;
+        P2mEntry now{{}, type, access};
+        if (now.has_frame()) now.mfn = mfn ? *mfn + i : *p2m_.mfn_of(frame);
+        if (is_hole(type)) now = P2mEntry{{}, type, MemAccess::rwx};
+        if (now == p2m_.entry(frame)) continue;
+        // A machine frame is one guest frame's at most.
+        if (now.has_frame()) {
+            const auto alias = p2m_.gfn_of(now.mfn);
+            if (alias && *alias != frame) changes.emplace_back(*alias, P2mEntry{});
+        }
+        changes.emplace_back(frame, now);
+    }
+    if (!changes.empty()) change_p2m(changes);
+    return std::nullopt;
+}
+
+void Machine::change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
+{
+    if (oracle_) {
+        std::array<std::byte, kPageBytes> content;
+        for (const auto& [frame, entry] : changes) {
+            content.fill(std::byte{0});
+            if (entry.has_frame()) machine_.read(entry.mfn.number(), 0, content);
+            oracle_->before_remap(frame, content);
+        }
+    }
+    std::vector<Gfn> frames;
+    for (const auto& change : changes) frames.push_back(change.first);
+    const ShadowWork before = before_work();
+    shadow_->before_p2m_change(frames);
+    // Rows of them at once, so that they can be large pages.
+    for (std::size_t i = 0; i < changes.size();) {
+        const auto& [first, entry] = changes[i];
+        std::size_t count = 1;
+        while (i + count < changes.size() &&
+               changes[i + count] == std::pair{first + count, entry.at(count)}) {
+            ++count;
+        }
+        p2m_.set(first, count, entry);
+        i += count;
+    }
+    shadow_->after_p2m_change();
+    charge(0, before);
+    settle_all();
+}
+
+void Machine::populate_on_demand(Gfn frame)
+{
+    if (!pool_ || populated_ == kSpareFrames) {
+        throw DomainCrashed(fmt::format(
+            "the hypervisor ended the domain: no memory is left to populate frame {} on demand", frame));
+    }
+    const Mfn mfn = *pool_ + (kShadowFrames + populated_++);
+    const P2mEntry old = p2m_.entry(frame);
+    p2m_.set(frame, 1, {mfn, P2mType::ram_rw, old.access});
 }
 
 void Machine::set_secure_frames(std::vector<Gfn> frames)

@@ -26,6 +26,13 @@ const GfnRange* GuestRam::range_of(Gfn gfn) const
     return range.contains(gfn) ? &range : nullptr;
 }
 
+bool GuestRam::any(Gfn first, std::uint64_t count) const
+{
+    const auto next = std::lower_bound(ranges_.begin(), ranges_.end(), first,
+                                       [](const GfnRange& range, Gfn frame) { return range.end() <= frame; });
+    return next != ranges_.end() && next->first < first + count;
+}
+
 std::optional<std::uint64_t> GuestRam::index_of(Gfn gfn) const
 {
     const GfnRange* range = range_of(gfn);

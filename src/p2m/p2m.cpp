@@ -2,242 +2,161 @@
 #include <mmusim/p2m/p2m.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cassert>
+#include <map>
 
 #include <fmt/format.h>
 
-#include <mmusim/words/number.hpp>
-
 namespace mmusim {
 
-namespace {
+P2m::P2m(FrameLayout layout) : layout_{std::move(layout)}, store_{std::make_unique<FlatP2m>()} {}
 
-constexpr std::uint64_t kMachineFrames = std::uint64_t{1} << (52 - kPageShift);
-constexpr unsigned kRounds = 4;
-
-/// A well-mixing function of 64 bits (the finaliser of SplitMix64, public domain).
-std::uint64_t mixed(std::uint64_t x)
+P2m::P2m(FrameLayout layout, std::unique_ptr<P2mTables> tables, int largest_page)
+    : layout_{std::move(layout)}, tables_{tables.get()}, largest_page_{largest_page}
 {
-    x = (x ^ (x >> 30)) * 0xbf58'476d'1ce4'e5b9;
-    x = (x ^ (x >> 27)) * 0x94d0'49bb'1331'11eb;
-    return x ^ (x >> 31);
+    store_ = std::move(tables);
 }
 
-struct Halves {
-    std::uint64_t left;
-    std::uint64_t right;
-};
-
-/// A balanced Feistel network: one-to-one on 2 * half_bits bits, whatever its round function.
-std::uint64_t feistel(std::uint64_t index, unsigned half_bits, std::uint64_t seed, bool backwards)
+void P2m::reset()
 {
-    const std::uint64_t mask = (std::uint64_t{1} << half_bits) - 1;
-    Halves h{index >> half_bits, index & mask};
-    for (unsigned i = 0; i < kRounds; ++i) {
-        const unsigned round = backwards ? kRounds - 1 - i : i;
-        const std::uint64_t key = seed * kRounds + round + 1;
-        if (backwards) {
-            h = {h.right ^ (mixed(h.left + 0x9e37'79b9'7f4a'7c15 * key) & mask), h.left};
-        } else {
-            h = {h.right, h.left ^ (mixed(h.right + 0x9e37'79b9'7f4a'7c15 * key) & mask)};
-        }
-    }
-    return h.left << half_bits | h.right;
+    store_->clear();
+    changed_ = false;
+    populated_last_ = kNoRegion;
+    regions_.clear();
+    regions_1g_.clear();
+    begun_1g_.clear();
+    m2p_.clear();
 }
 
-/// A permutation of 0..count-1: the network, repeated until it lands inside.
-std::uint64_t permuted(std::uint64_t index, std::uint64_t count, unsigned half_bits, std::uint64_t seed,
-                       bool backwards)
+P2mEntry P2m::initial(Gfn gfn) const
 {
-    do {
-        index = feistel(index, half_bits, seed, backwards);
-    } while (index >= count);
-    return index;
+    const auto mfn = layout_.mfn_of(gfn);
+    return mfn ? P2mEntry{*mfn, P2mType::ram_rw, MemAccess::rwx} : P2mEntry{};
 }
 
-/// Checks a list sorted by `start` for overlaps; `what` names its space.
-template <class Start>
-void refuse_overlaps(const std::vector<P2mLayout::Entry>& entries, Start start, std::string_view what)
+P2mEntry P2m::look_up(Gfn gfn) const
 {
-    for (std::size_t i = 1; i < entries.size(); ++i) {
-        if (start(entries[i - 1]) + entries[i - 1].count > start(entries[i])) {
-            throw LayoutError(fmt::format("p2m.entries: {} {:#x} is listed twice", what, start(entries[i])));
-        }
-    }
-}
-
-}  // namespace
-
-std::optional<P2mLayout> parse_p2m_layout(std::string_view text)
-{
-    if (text == "identity") return P2mLayout{};
-    const auto colon = text.find(':');
-    if (colon == std::string_view::npos) return std::nullopt;
-    const auto number = parse_number(text.substr(colon + 1));
-    if (!number) return std::nullopt;
-    P2mLayout layout;
-    if (text.substr(0, colon) == "offset") {
-        layout.kind = P2mLayout::Kind::offset;
-        layout.offset = *number;
-        return layout;
-    }
-    if (text.substr(0, colon) == "shuffled") {
-        layout.kind = P2mLayout::Kind::shuffled;
-        layout.seed = *number;
-        return layout;
-    }
-    return std::nullopt;
-}
-
-std::string to_string(const P2mLayout& layout)
-{
-    switch (layout.kind) {
-    case P2mLayout::Kind::identity: return "identity";
-    case P2mLayout::Kind::offset: return fmt::format("offset:{:#x}", layout.offset);
-    case P2mLayout::Kind::shuffled: return fmt::format("shuffled:{}", layout.seed);
-    case P2mLayout::Kind::listed: return "listed";
-    }
-    return "?";
-}
-
-P2m::P2m(GuestRam ram, P2mLayout layout) : ram_{std::move(ram)}, layout_{std::move(layout)}
-{
-    if (ram_.end().number() > kMachineFrames) throw LayoutError("RAM lies beyond 52 address bits");
-    if (layout_.kind != P2mLayout::Kind::offset) layout_.offset = 0;
-    switch (layout_.kind) {
-    case P2mLayout::Kind::identity: break;
-    case P2mLayout::Kind::offset:
-        if (layout_.offset > kMachineFrames || ram_.end().number() + layout_.offset > kMachineFrames) {
-            throw LayoutError("p2m.offset moves RAM beyond 52 address bits");
-        }
-        break;
-    case P2mLayout::Kind::shuffled:
-        while ((std::uint64_t{1} << (2 * half_bits_)) < ram_.frames()) ++half_bits_;
-        break;
-    case P2mLayout::Kind::listed: {
-        const auto by_gfn = [](const P2mLayout::Entry& entry) { return entry.gfn.number(); };
-        const auto by_mfn = [](const P2mLayout::Entry& entry) { return entry.mfn.number(); };
-        std::uint64_t listed = 0;
-        for (const P2mLayout::Entry& entry : layout_.entries) {
-            if (entry.count == 0) throw LayoutError("p2m.entries: a count is 0");
-            if (entry.count > kMachineFrames || entry.mfn.number() > kMachineFrames - entry.count) {
-                throw LayoutError(fmt::format("p2m.entries: mfn {} is beyond 52 address bits", entry.mfn));
-            }
-            const auto first = ram_.index_of(entry.gfn);
-            const auto last = ram_.index_of(entry.gfn + (entry.count - 1));
-            if (!first || !last || *last - *first != entry.count - 1) {
-                throw LayoutError(fmt::format("p2m.entries: gfn {} lies outside the RAM", entry.gfn));
-            }
-            listed += entry.count;
-        }
-        by_gfn_ = by_mfn_ = layout_.entries;
-        std::sort(by_gfn_.begin(), by_gfn_.end(),
-                  [&](const auto& a, const auto& b) { return by_gfn(a) < by_gfn(b); });
-        std::sort(by_mfn_.begin(), by_mfn_.end(),
-                  [&](const auto& a, const auto& b) { return by_mfn(a) < by_mfn(b); });
-        refuse_overlaps(by_gfn_, by_gfn, "gfn");
-        refuse_overlaps(by_mfn_, by_mfn, "mfn");
-        if (listed != ram_.frames()) {
-            throw LayoutError(
-                fmt::format("p2m.entries lists {} frames, the RAM has {}", listed, ram_.frames()));
-        }
-        break;
-    }
-    }
-
-    const auto longer = [](const auto& a, const auto& b) { return a.count < b.count; };
-    if (layout_.kind == P2mLayout::Kind::listed) {
-        const auto run = std::max_element(by_gfn_.begin(), by_gfn_.end(), longer);
-        if (run != by_gfn_.end()) longest_ = *run;
-    } else if (layout_.kind != P2mLayout::Kind::shuffled) {
-        const auto ranges = ram_.ranges();
-        const auto run = std::max_element(ranges.begin(), ranges.end(), longer);
-        if (run != ranges.end())
-            longest_ = {run->first, Mfn{run->first.number() + layout_.offset}, run->count};
-    }
-}
-
-std::optional<Mfn> P2m::look_up(Gfn gfn) const
-{
-    const auto index = ram_.index_of(gfn);
-    if (!index) return std::nullopt;
-    switch (layout_.kind) {
-    case P2mLayout::Kind::identity: return Mfn{gfn.number()};
-    case P2mLayout::Kind::offset: return Mfn{gfn.number() + layout_.offset};
-    case P2mLayout::Kind::shuffled:
-        return Mfn{ram_.frame_at(permuted(*index, ram_.frames(), half_bits_, layout_.seed, false)).number()};
-    case P2mLayout::Kind::listed: {
-        const auto after =
-            std::upper_bound(by_gfn_.begin(), by_gfn_.end(), gfn,
-                             [](Gfn frame, const P2mLayout::Entry& entry) { return frame < entry.gfn; });
-        assert(after != by_gfn_.begin());  // every RAM frame is listed
-        const P2mLayout::Entry& entry = *std::prev(after);
-        return entry.mfn + (gfn.number() - entry.gfn.number());
-    }
-    }
-    return std::nullopt;
+    if (!populated(gfn.number() >> 9)) return initial(gfn);
+    return store_->get(gfn).entry;
 }
 
 std::optional<Gfn> P2m::gfn_of(Mfn mfn) const
 {
-    switch (layout_.kind) {
-    case P2mLayout::Kind::identity:
-    case P2mLayout::Kind::offset: {
-        const Gfn gfn{mfn.number() - layout_.offset};
-        return ram_.contains(gfn) ? std::optional{gfn} : std::nullopt;
-    }
-    case P2mLayout::Kind::shuffled: {
-        const auto index = ram_.index_of(Gfn{mfn.number()});
-        if (!index) return std::nullopt;
-        return ram_.frame_at(permuted(*index, ram_.frames(), half_bits_, layout_.seed, true));
-    }
-    case P2mLayout::Kind::listed: {
-        const auto after =
-            std::upper_bound(by_mfn_.begin(), by_mfn_.end(), mfn,
-                             [](Mfn frame, const P2mLayout::Entry& entry) { return frame < entry.mfn; });
-        if (after == by_mfn_.begin()) return std::nullopt;
-        const P2mLayout::Entry& entry = *std::prev(after);
-        const std::uint64_t into = mfn.number() - entry.mfn.number();
-        return into < entry.count ? std::optional{entry.gfn + into} : std::nullopt;
-    }
-    }
-    return std::nullopt;
-}
-
-std::vector<std::pair<std::uint64_t, std::uint64_t>> P2m::used() const
-{
-    std::vector<std::pair<std::uint64_t, std::uint64_t>> runs;
-    if (layout_.kind == P2mLayout::Kind::listed) {
-        for (const auto& entry : by_mfn_) runs.emplace_back(entry.mfn.number(), entry.count);
-    } else {
-        for (const GfnRange& range : ram_.ranges()) {
-            runs.emplace_back(range.first.number() + layout_.offset, range.count);
+    if (!m2p_.empty()) {
+        if (const auto found = m2p_.find(mfn.number()); found != m2p_.end()) {
+            if (found->second == kNobody) return std::nullopt;
+            return Gfn{found->second};
         }
     }
-    return runs;
+    return layout_.gfn_of(mfn);
 }
 
-Mfn P2m::end() const
+int P2m::page_level(Gfn gfn)
 {
-    const auto runs = used();
-    return runs.empty() ? Mfn{} : Mfn{runs.back().first + runs.back().second};
+    populate(gfn);
+    return store_->get(gfn).level;
 }
 
-std::optional<Mfn> P2m::free_run(Mfn from, std::uint64_t count) const
+void P2m::populate_region(std::uint64_t region)
 {
-    const auto runs = used();
-    const auto first_free = [&](std::uint64_t at) -> std::optional<Mfn> {
-        for (const auto& [first, frames] : runs) {
-            if (first + frames <= at) continue;
-            if (first >= at && first - at >= count) break;
-            at = first + frames;
+    for (int level = largest_page_; level > 1; --level) {
+        const std::uint64_t frames = p2m_page_frames(level);
+        const Gfn first{region * 512 & ~(frames - 1)};
+        // A change in the larger region has put some of it there, in smaller pages.
+        if (level == 3 && begun_1g_.contains(region >> 9)) continue;
+        const auto mfn = layout_.run(first, frames);
+        if (!mfn || (mfn->number() & (frames - 1)) != 0) continue;
+        store_->set(first, level, {*mfn, P2mType::ram_rw, MemAccess::rwx});
+        if (level == 3) {
+            regions_1g_.insert(region >> 9);
+        } else {
+            regions_.insert(region);
+            begun_1g_.insert(region >> 9);
         }
-        const bool ends_in_time = count <= kMachineFrames && at <= kMachineFrames - count;
-        return ends_in_time ? std::optional{Mfn{at}} : std::nullopt;
-    };
-    if (const auto found = first_free(from.number())) return found;
-    return first_free(0);
+        return;
+    }
+    const Gfn first{region * 512};
+    regions_.insert(region);
+    begun_1g_.insert(region >> 9);
+    if (!layout_.ram().any(first, 512)) return;
+    if (tables_ != nullptr) {
+        tables_->fill_table(first, [&](unsigned i) { return initial(first + i); });
+        return;
+    }
+    for (unsigned i = 0; i < 512; ++i) store_->set(first + i, 1, initial(first + i));
+}
+
+void P2m::populate_all()
+{
+    for (const GfnRange& range : ram().ranges()) {
+        const std::uint64_t last = (range.end().number() - 1) >> 9;
+        for (std::uint64_t region = range.first.number() >> 9; region <= last; ++region)
+            populate(Gfn{region * 512});
+    }
+}
+
+void P2m::set_page(Gfn first, int level, const P2mEntry& entry)
+{
+    for (std::uint64_t i = 0; i < p2m_page_frames(level); ++i) {
+        const Gfn gfn = first + i;
+        const P2mEntry old = this->entry(gfn);
+        const P2mEntry now = entry.at(i);
+        if (old.has_frame() && gfn_of(old.mfn) == gfn) m2p_[old.mfn.number()] = kNobody;
+        if (!now.has_frame()) continue;
+        if (const auto alias = gfn_of(now.mfn); alias && *alias != gfn) {
+            populate(*alias);
+            store_->set(*alias, 1, {});
+        }
+        m2p_[now.mfn.number()] = gfn.number();
+    }
+    store_->set(first, level, entry);
+}
+
+void P2m::set(Gfn first, std::uint64_t count, const P2mEntry& entry)
+{
+    for (std::uint64_t region = first.number() >> 9; region <= (first.number() + count - 1) >> 9; ++region)
+        populate(Gfn{region * 512});
+    changed_ = true;
+    for (std::uint64_t done = 0; done < count;) {
+        const Gfn gfn = first + done;
+        const P2mEntry here = entry.at(done);
+        int level = largest_page_;
+        const auto fits = [&] {
+            const std::uint64_t frames = p2m_page_frames(level);
+            const std::uint64_t both = gfn.number() | (here.has_frame() ? here.mfn.number() : 0);
+            return (both & (frames - 1)) == 0 && count - done >= frames;
+        };
+        while (level > 1 && !fits()) --level;
+        set_page(gfn, level, here);
+        done += p2m_page_frames(level);
+    }
+}
+
+int P2m::merge(Gfn gfn)
+{
+    populate(gfn);
+    for (int level = 2; level <= largest_page_; ++level) {
+        // All of it must be there.
+        const std::uint64_t frames = p2m_page_frames(level);
+        const std::uint64_t first = gfn.number() & ~(frames - 1);
+        for (std::uint64_t at = first; at < first + frames; at += 512) populate(Gfn{at});
+        if (!store_->merge(gfn, level)) break;
+    }
+    return store_->get(gfn).level;
+}
+
+void P2m::audit(std::vector<std::string>& violations) const
+{
+    store_->audit(violations);
+    const std::map<std::uint64_t, std::uint64_t> in_order{m2p_.begin(), m2p_.end()};
+    for (const auto& [mfn, gfn] : in_order) {
+        if (gfn == kNobody) continue;
+        const P2mEntry found = entry(Gfn{gfn});
+        if (!found.has_frame() || found.mfn != Mfn{mfn}) {
+            violations.push_back(
+                fmt::format("M2P: machine frame {} is not guest frame {}", Mfn{mfn}, Gfn{gfn}));
+        }
+    }
 }
 
 }  // namespace mmusim

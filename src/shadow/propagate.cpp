@@ -30,26 +30,28 @@ std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rul
     if (!entry.present()) return e_->marks_absent_ ? magic::kNotPresent : 0;
     if (rules.reserved_bit_set(entry.raw(), 1)) return 0;
     const Gfn frame = frame_under(entry, 1, true);
-    const auto mfn = e_->p2m_->mfn_of(frame);
-    if (!mfn) return e_->mmio_mark(frame, entry.raw());
+    const P2mEntry behind = e_->p2m_->entry(frame);
+    if (!behind.has_frame()) return is_hole(behind.type) ? e_->mmio_mark(frame, entry.raw()) : 0;
     std::uint64_t flags = propagated_flags(entry, 1, rules);
     if (flags == 0 || e_->withheld(frame, role)) return 0;
+    if (is_read_only(behind.type)) flags &= ~pte::kWritable;
     flags = narrowed(flags, role);
     const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
     if (table && !(write && e_->out_of_sync_.may_write(frame))) flags &= ~pte::kWritable;
-    return mfn->address().value() | flags;
+    return behind.mfn.address().value() | flags;
 }
 
 template <PagingMode Guest>
 std::uint64_t ShadowMmu<Guest>::piece_for(Gfn frame, std::uint8_t role, bool writes_table) const
 {
-    const auto mfn = e_->p2m_->mfn_of(frame);
-    if (!mfn) return e_->mmio_mark(frame, kSplinterFlags);
+    const P2mEntry behind = e_->p2m_->entry(frame);
+    if (!behind.has_frame()) return is_hole(behind.type) ? e_->mmio_mark(frame, kSplinterFlags) : 0;
     if (e_->withheld(frame, role)) return 0;
     std::uint64_t flags = splinter_flags(role);
+    if (is_read_only(behind.type)) flags &= ~pte::kWritable;
     const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
     if (table && !writes_table) flags &= ~pte::kWritable;
-    return mfn->address().value() | flags;
+    return behind.mfn.address().value() | flags;
 }
 
 template <PagingMode Guest>

@@ -406,6 +406,7 @@ void ShadowCache::set_leaf(ShadowSlot slot, std::uint64_t now)
     const std::uint64_t old = entry(slot);
     if (old == now) return;
     if (maps(now)) events_->flag(PathFlag::l1_get_ref);
+    mmio_marks_ |= magic::is_mmio(now);
     if (maps(old)) events_->flag(PathFlag::l1_put_ref);
     untrack(old, slot);
     track(now, slot);
@@ -466,11 +467,16 @@ void ShadowCache::empty_all(ShadowId id)
     for (unsigned page = 0; page < type.frames(); ++page) {
         const std::byte* const bytes = machine_->find(shadows_[id].frames[page].number());
         if (bytes == nullptr) continue;  // never stored to
-        for (unsigned i = 0; i < kEntries; i += step) {
-            std::uint64_t entry = 0;
-            std::memcpy(&entry, bytes + std::size_t{i} * sizeof entry, sizeof entry);
-            if (entry == 0) continue;  // most are
-            empty({id, static_cast<std::uint16_t>(page * kEntries + i)});
+        constexpr unsigned kLine = 8;
+        for (unsigned line = 0; line < kEntries; line += kLine) {
+            std::array<std::uint64_t, kLine> entries;
+            std::memcpy(entries.data(), bytes + line * sizeof entries[0], sizeof entries);
+            std::uint64_t any = 0;
+            for (const std::uint64_t entry : entries) any |= entry;
+            if (any == 0) continue;  // most are
+            for (unsigned i = 0; i < kLine; i += step) {
+                if (entries[i] != 0) empty({id, static_cast<std::uint16_t>(page * kEntries + line + i)});
+            }
         }
     }
 }

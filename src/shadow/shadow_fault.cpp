@@ -399,6 +399,9 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
                 [&](ShadowEvent& event) { event.guest_error_code = walked.error().error_code; });
             return {FaultAnswer::Kind::guest, walked.error(), {}};
         }
+        if (e_->p2m_->changed()) {
+            if (const auto answer = answer_without_frame(access, guest, *walked, path)) return *answer;
+        }
         const std::uint32_t proved = guest.rules.control.access_bits(access) | pf::kPresent;
         mine.virtual_tlb.insert(access.address, Gfn::of(walked->address), proved);
         if (mine.unflushed)
@@ -421,6 +424,27 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
              (e_->listed() && resync_before_linking(vcpu, access.address, guest, path, *walked)));
         if (!again) return build(vcpu, guest, access, *walked, path, write, had_room);
     }
+}
+
+template <PagingMode Guest>
+std::optional<FaultAnswer> ShadowMmu<Guest>::answer_without_frame(
+    const Access& access, const GuestContext& guest, const Translation<space::GuestPhysical>& walked,
+    const WalkPath<space::GuestPhysical>& path)
+{
+    const Gfn page = Gfn::of(walked.address);
+    const P2mType type = e_->p2m_->entry(page).type;
+    if (has_frame(type) || type == P2mType::mmio_dm) return std::nullopt;
+    if (type == P2mType::populate_on_demand)
+        return FaultAnswer{FaultAnswer::Kind::populate, {}, walked.address};
+    if (type == P2mType::ram_broken) {
+        throw DomainCrashed(
+            fmt::format("the hypervisor ended the domain: it used frame {}, which is broken", page));
+    }
+    ++e_->counters_.fault_bail_bad_gfn;
+    const std::uint32_t code = guest.rules.control.access_bits(access) | pf::kPresent;
+    end(ShadowEventKind::not_shadow, path, std::nullopt,
+        [&](ShadowEvent& event) { event.guest_error_code = code; });
+    return FaultAnswer{FaultAnswer::Kind::guest, {access.address, code, FaultCause::rights, 1}, {}};
 }
 
 template <PagingMode Guest>
@@ -458,7 +482,8 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
         }
     }
 
-    const bool ram = e_->p2m_->mfn_of(page).has_value();
+    const P2mEntry behind = e_->p2m_->entry(page);
+    const bool ram = behind.has_frame();
     const bool table = ram && e_->declared_.protects_tables && e_->cache_.is_table(page);
     if (table && write) {
         const TableWrite asked{vcpu, page, access.user_mode, e_->may_unsync(page)};
@@ -498,6 +523,11 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     if (table && write && (target == nullptr || distrusted)) {
         ++counters.fault_emulate_write;
         return emulate_write(vcpu, guest, access, walked.address, path);
+    }
+    if (write && is_read_only(behind.type)) {
+        count_walk_of_emulator(vcpu, guest, access, path, page);
+        end_emulated(ShadowEventKind::emulate, access, path, walked.address, "read-only");
+        return emulated_write_at(vcpu, walked.address);
     }
     // The hardware runs with CR0.WP set: what only a clear one permits has to be done for the guest.
     RightsControl hardware = guest.rules.control;

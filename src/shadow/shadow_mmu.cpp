@@ -81,7 +81,7 @@ const ShadowKey* ShadowMmu<Guest>::root_key(unsigned vcpu, const GuestContext& g
         return nullptr;
     }
     // A table outside RAM reads as 0: there is nothing to shadow.
-    if (guest.paging != Paging::off && !e_->p2m_->ram().contains(frame)) return nullptr;
+    if (guest.paging != Paging::off && !e_->p2m_->mfn_of(frame)) return nullptr;
     key = table_key(frame, Guest.root_level(), role_of(guest.settings) | e_->view_of(vcpu));
     return &key;
 }

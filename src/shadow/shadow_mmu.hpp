@@ -144,6 +144,10 @@ private:
     /// with the same rights, global pages stay. A new one if it holds none of that type.
     [[nodiscard]] ShadowId wake(ShadowSlot slot, const ShadowKey& wanted, std::uint64_t flags);
     void empty_for_use(ShadowId shadow, bool globals_too);
+    /// Of a page whose P2M type has no frame, and is no device's.
+    [[nodiscard]] std::optional<FaultAnswer> answer_without_frame(
+        const Access& access, const GuestContext& guest, const Translation<space::GuestPhysical>& walked,
+        const WalkPath<space::GuestPhysical>& path);
     /// Shadows of the walk's path, and the entry of its page. `had_room`: nothing had to give way for it.
     [[nodiscard]] FaultAnswer build(unsigned vcpu, const GuestContext& guest, const Access& access,
                                     const Translation<space::GuestPhysical>& walked,

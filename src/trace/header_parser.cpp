@@ -275,7 +275,7 @@ void read_guest(const Value& guest, TraceHeader& header)
     if (const auto p2m = guest.member("p2m")) {
         header.p2m = read_p2m(*p2m);
         try {
-            const P2m check{GuestRam{header.ram}, header.p2m};
+            const FrameLayout check{GuestRam{header.ram}, header.p2m};
         } catch (const LayoutError& error) {
             p2m->refuse(error.what());
         }

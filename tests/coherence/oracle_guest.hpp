@@ -53,7 +53,7 @@ public:
 
     explicit OracleGuest(unsigned vcpus = 1, std::size_t sweep_after = CoherenceOracle::kSweepAfter,
                          bool stale_for_all = false)
-        : oracle{memory_, p2m_.ram(), vcpus, stale_for_all, sweep_after}, pdptes_(vcpus)
+        : oracle{memory_, vcpus, stale_for_all, sweep_after}, pdptes_(vcpus)
     {
     }
 

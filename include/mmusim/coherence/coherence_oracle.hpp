@@ -24,7 +24,6 @@
 #include <vector>
 
 #include <mmusim/p2m/guest_memory.hpp>
-#include <mmusim/p2m/guest_ram.hpp>
 #include <mmusim/pagewalk/walk.hpp>
 #include <mmusim/words/access.hpp>
 #include <mmusim/words/address.hpp>
@@ -85,10 +84,10 @@ public:
     /// So many changes of tables are kept before it is looked for those that nobody can need any more.
     static constexpr std::size_t kSweepAfter = std::size_t{1} << 16;
 
-    /// `memory` is the guest's, `ram` says where it has frames; both must outlive the oracle.
+    /// `memory` is the guest's and must outlive the oracle.
     /// `stale_for_all`: a shadow policy's declaration (shadow/policy.hpp).
-    CoherenceOracle(const GuestMemory& memory, const GuestRam& ram, unsigned vcpus,
-                    bool stale_for_all = false, std::size_t sweep_after = kSweepAfter);
+    CoherenceOracle(const GuestMemory& memory, unsigned vcpus, bool stale_for_all = false,
+                    std::size_t sweep_after = kSweepAfter);
     CoherenceOracle(const CoherenceOracle&) = delete;
     CoherenceOracle& operator=(const CoherenceOracle&) = delete;
     ~CoherenceOracle();
@@ -116,6 +115,12 @@ public:
     {
         if (watched_.may_hold(Gfn::of(at))) [[unlikely]]
             table_store(at, bytes);
+    }
+    /// Another machine frame, or none, is going to stand behind a guest frame: its content then.
+    void before_remap(Gfn frame, std::span<const std::byte> content)
+    {
+        if (watched_.may_hold(frame)) [[unlikely]]
+            table_change(frame.address(), content);
     }
 
     // --- the question --------------------------------------------------------------------------------------
@@ -170,6 +175,7 @@ private:
         return (key >> 4 ^ (key & 15) << 8) % kAgreements;
     }
     void table_store(GuestPhysical at, std::span<const std::byte> bytes);
+    void table_change(GuestPhysical at, std::span<const std::byte> bytes);
     void sweep_if_due();
     [[nodiscard]] std::optional<Violation> compare(unsigned vcpu, const Access& access, GuestPhysical at);
 

@@ -67,6 +67,10 @@ struct MachineConfig {
     unsigned vcpus = 1;
     std::vector<GfnRange> ram;
     P2mLayout p2m;  ///< not used in native mode
+    /// The P2M's tables: `flat` for none, levels 4 or 5, and the level of the largest pages, 1 to 3.
+    P2mFormat p2m_format = P2mFormat::npt;
+    int p2m_levels = 4;
+    int largest_p2m_page = 2;
     TranslationMode mode = TranslationMode::shadow;
     ShadowPolicyFactory policy;  ///< not used in native mode
     Populate populate = Populate::leaf;
@@ -201,6 +205,11 @@ public:
     void peek(GuestPhysical at, std::span<std::byte> bytes) const { memory().read(at, bytes); }
     /// Drops every shadow.
     void blow_shadows();
+    /// The P2M's entries of `count` frames from `first` on change (reference/xen.md C3). Without `mfn` each
+    /// keeps the machine frame that it has. Refused as a whole, and natively, where there is no P2M; throws
+    /// DomainCrashed where the hypervisor ends the domain for it.
+    [[nodiscard]] std::optional<Refusal> set_p2m(Gfn first, std::uint64_t count, P2mType type,
+                                                 MemAccess access, std::optional<Mfn> mfn);
     /// From now on these frames alone may be mapped only by vCPUs in secure mode (docs/secure-view.md).
     /// Not natively: who would see to it?
     void set_secure_frames(std::vector<Gfn> frames);
@@ -299,6 +308,7 @@ private:
     enum class InvpcidType : std::uint8_t { address, context, all_with_globals, all_without_globals };
 
     [[nodiscard]] bool native() const { return config_.mode == TranslationMode::native; }
+    [[nodiscard]] P2m make_p2m();
     void start();
     [[nodiscard]] std::uint64_t pool_pages() const;
     void refresh(unsigned vcpu);
@@ -344,6 +354,12 @@ private:
     void audit_against_shadows(unsigned vcpu, std::vector<std::string>& violations) const;
     void check_coherence(unsigned vcpu, const Access& access, GuestPhysical found);
     void forget(Gfn frame);
+    [[nodiscard]] std::optional<Refusal> refuse_p2m(Gfn first, std::uint64_t count, P2mType type,
+                                                    std::optional<Mfn> mfn) const;
+    /// Puts entries into the P2M; what they replace is no longer used by anybody afterwards.
+    void change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes);
+    /// Gives a frame memory that is populated on demand.
+    void populate_on_demand(Gfn frame);
     [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;
     [[nodiscard]] static Access access_of(const Operand& operand, LinearAddress address);
     void split(const Vcpu& vcpu, const Operand& operand, LinearAddress address, std::uint32_t index);
@@ -384,15 +400,17 @@ private:
     MachineConfig config_;
     SparseMemory machine_;
     SparseMemory bank_;  ///< for the shadows of a guest whose RAM takes every machine frame
-    P2m p2m_;
-    GuestMemory guest_memory_;
+    FrameLayout layout_;
     std::optional<Mfn> pool_;  ///< first machine frame for shadows; none if the guest has all
     SparseMemory* table_memory_;
+    P2m p2m_;
+    GuestMemory guest_memory_;
     MachineTables tables_;
     unsigned machine_bits_;  ///< of its physical addresses, under shadows
     CycleLabels labels_;
     std::optional<Clock> clock_;
     Flight flight_;
+    std::uint64_t populated_ = 0;  ///< frames given on demand
     std::uint64_t exits_ = 0;
     std::uint64_t flushes_ = 0;
     std::unique_ptr<CoherenceOracle> oracle_;

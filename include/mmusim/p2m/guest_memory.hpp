@@ -37,6 +37,8 @@ public:
         return true;
     }
 
+    /// Whether there is memory behind the frame.
+    [[nodiscard]] bool has(Gfn frame) const { return p2m_->mfn_of(frame).has_value(); }
     /// Bytes within one frame.
     void read(GuestPhysical at, std::span<std::byte> bytes) const;
     void write(GuestPhysical at, std::span<const std::byte> bytes);

@@ -30,6 +30,8 @@ public:
     explicit GuestRam(std::vector<GfnRange> ranges);
 
     [[nodiscard]] bool contains(Gfn gfn) const { return range_of(gfn) != nullptr; }
+    /// Whether one of `count` frames from `first` is RAM.
+    [[nodiscard]] bool any(Gfn first, std::uint64_t count) const;
     [[nodiscard]] std::span<const GfnRange> ranges() const { return ranges_; }
     [[nodiscard]] std::uint64_t frames() const { return frames_; }
     /// One past the last RAM frame.

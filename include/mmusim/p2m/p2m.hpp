@@ -1,91 +1,115 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The P2M: which machine frame stands behind each frame of guest RAM, and back. The layout is fixed
-// when the machine is made (the trace header's `p2m.layout`); frames outside guest RAM have no machine
-// frame. Every layout is one-to-one.
-//   identity          mfn = gfn
-//   offset N          mfn = gfn + N
-//   shuffled S        a pseudo-random permutation of the RAM frames, fixed by the seed S: a four-round
-//                     Feistel network over the smallest power of four that holds them, walked until the
-//                     result is a RAM index. It needs no table, however large the RAM is.
-//   listed            ranges given one by one
+// The P2M: what stands behind each guest frame, and back (M2P). It begins as the layout says, all of it plain
+// RAM; the hypervisor may change it while the guest runs. Each machine frame is one guest frame's at most.
+//
+//   guest frame --> P2mEntry{machine frame, type, access}      entry(), mfn_of()
+//   machine frame --> guest frame                              gfn_of()
+//
+// The entries are in a P2mStore: pagetables in the format that hardware walks, or a list. As the RAM may be
+// as large as the address space, a region's entries are put there when someone first needs them, a change or
+// a hardware walk; until then the layout says the same.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
-#include <mmusim/p2m/guest_ram.hpp>
+#include <boost/unordered/unordered_flat_map.hpp>
+#include <boost/unordered/unordered_flat_set.hpp>
+
+#include <mmusim/p2m/frame_layout.hpp>
+#include <mmusim/p2m/p2m_store.hpp>
 #include <mmusim/words/address.hpp>
 
 namespace mmusim {
 
-struct P2mLayout {
-    enum class Kind : std::uint8_t { identity, offset, shuffled, listed };
-    struct Entry {
-        Gfn gfn;
-        Mfn mfn;
-        std::uint64_t count = 1;  ///< frames
-
-        friend bool operator==(const Entry&, const Entry&) = default;
-    };
-
-    Kind kind = Kind::identity;
-    std::uint64_t offset = 0;  ///< frames
-    std::uint64_t seed = 0;
-    std::vector<Entry> entries;
-
-    friend bool operator==(const P2mLayout&, const P2mLayout&) = default;
-};
-
-/// A layout that does not fit the guest's RAM or the machine.
-struct LayoutError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-/// "identity", "offset:0x100000", "shuffled:7" (the command line's spelling).
-[[nodiscard]] std::optional<P2mLayout> parse_p2m_layout(std::string_view text);
-[[nodiscard]] std::string to_string(const P2mLayout& layout);
-
 class P2m {
 public:
-    /// Throws LayoutError: frames beyond 52 address bits, list entries that overlap, lie outside the RAM
-    /// or leave a RAM frame without a machine frame.
-    P2m(GuestRam ram, P2mLayout layout);
+    /// Entries in a list. Throws LayoutError as FrameLayout.
+    P2m(GuestRam ram, P2mLayout layout) : P2m{FrameLayout{std::move(ram), std::move(layout)}} {}
+    explicit P2m(FrameLayout layout);
+    /// Entries in tables that hardware can walk, with pages up to `largest_page` (a level, 1 to 3).
+    P2m(FrameLayout layout, std::unique_ptr<P2mTables> tables, int largest_page);
 
-    [[nodiscard]] const GuestRam& ram() const { return ram_; }
-    [[nodiscard]] const P2mLayout& layout() const { return layout_; }
+    /// As the layout says; what the initial RAM is.
+    [[nodiscard]] const FrameLayout& layout() const { return layout_; }
+    [[nodiscard]] const GuestRam& ram() const { return layout_.ram(); }
+    /// Everything as in the beginning.
+    void reset();
 
+    [[nodiscard]] P2mEntry entry(Gfn gfn) const
+    {
+        if (changed_) [[unlikely]]
+            return look_up(gfn);
+        const auto mfn = layout_.mfn_of(gfn);
+        return mfn ? P2mEntry{*mfn, P2mType::ram_rw, MemAccess::rwx} : P2mEntry{};
+    }
+    /// The machine frame, where there is one.
     [[nodiscard]] std::optional<Mfn> mfn_of(Gfn gfn) const
     {
-        const std::uint64_t into = gfn.number() - longest_.gfn.number();
-        if (into < longest_.count) [[likely]]
-            return longest_.mfn + into;
-        return look_up(gfn);
+        if (!changed_) [[likely]]
+            return layout_.mfn_of(gfn);
+        const P2mEntry found = look_up(gfn);
+        return found.has_frame() ? std::optional{found.mfn} : std::nullopt;
     }
+    /// M2P.
     [[nodiscard]] std::optional<Gfn> gfn_of(Mfn mfn) const;
+    /// Level of the page that the frame's entry is of, in the store.
+    [[nodiscard]] int page_level(Gfn gfn);
 
-    /// The machine frame after the last one that a guest frame uses.
-    [[nodiscard]] Mfn end() const;
-    /// First machine frame of a run of `count` that no guest frame uses: at or above `from` if there is
-    /// one, else the lowest; none if no such run ends within 52 address bits.
-    [[nodiscard]] std::optional<Mfn> free_run(Mfn from, std::uint64_t count) const;
+    /// Sets `count` frames from `first` on, in the largest pages that fit; `entry` is the first one's. A
+    /// machine frame that was another guest frame's is so no more: that one becomes a hole.
+    void set(Gfn first, std::uint64_t count, const P2mEntry& entry);
+    /// Whether anything was ever set since the beginning.
+    [[nodiscard]] bool changed() const { return changed_; }
+    /// Makes larger pages of smaller ones around the frame, as far as they fit; the level that it has then.
+    int merge(Gfn gfn);
+
+    /// Sees to it that the store has the frame's entry, as a hardware walk needs it.
+    void populate(Gfn gfn)
+    {
+        const std::uint64_t region = gfn.number() >> 9;
+        if (populated_last_ == region) [[likely]]
+            return;
+        if (!populated(region)) populate_region(region);
+        populated_last_ = region;
+    }
+    void populate_all();
+
+    /// The tables; null if there are none.
+    [[nodiscard]] const P2mTables* tables() const { return tables_; }
+    /// Violated invariants, as sentences.
+    void audit(std::vector<std::string>& violations) const;
 
 private:
-    [[nodiscard]] std::optional<Mfn> look_up(Gfn gfn) const;
-    /// The machine frames in use: first frame and length of runs, in order.
-    [[nodiscard]] std::vector<std::pair<std::uint64_t, std::uint64_t>> used() const;
+    static constexpr std::uint64_t kNoRegion = ~std::uint64_t{0};
+    static constexpr std::uint64_t kNobody = ~std::uint64_t{0};
 
-    GuestRam ram_;
-    P2mLayout layout_;
-    std::vector<P2mLayout::Entry> by_gfn_;  ///< listed: sorted
-    std::vector<P2mLayout::Entry> by_mfn_;
-    P2mLayout::Entry longest_{.gfn = {}, .mfn = {}, .count = 0};  ///< run whose frames keep their distance
-    unsigned half_bits_ = 0;                                      ///< shuffled: bits of half an index
+    /// Regions: the 512 frames of a 2 MiB page; where a 1 GiB page holds, all of its.
+    [[nodiscard]] bool populated(std::uint64_t region) const
+    {
+        return regions_.contains(region) || (largest_page_ > 2 && regions_1g_.contains(region >> 9));
+    }
+    [[nodiscard]] P2mEntry look_up(Gfn gfn) const;
+    void populate_region(std::uint64_t region);
+    [[nodiscard]] P2mEntry initial(Gfn gfn) const;
+    void set_page(Gfn first, int level, const P2mEntry& entry);
+
+    FrameLayout layout_;
+    std::unique_ptr<P2mStore> store_;
+    P2mTables* tables_ = nullptr;  ///< the store, if it is one of tables
+    int largest_page_ = 1;
+    bool changed_ = false;
+    std::uint64_t populated_last_ = kNoRegion;
+    boost::unordered_flat_set<std::uint64_t> regions_;     ///< by frame / 2^9
+    boost::unordered_flat_set<std::uint64_t> regions_1g_;  ///< by frame / 2^18
+    boost::unordered_flat_set<std::uint64_t> begun_1g_;    ///< those of which smaller regions are there
+    /// Of the machine frames whose guest frame is not as in the layout; kNobody: none has it.
+    boost::unordered_flat_map<std::uint64_t, std::uint64_t> m2p_;
 };
 
 }  // namespace mmusim

@@ -16,7 +16,7 @@
 
 #include <mmusim/cpu/cpu_profile.hpp>
 #include <mmusim/machine/machine.hpp>
-#include <mmusim/p2m/p2m.hpp>
+#include <mmusim/p2m/frame_layout.hpp>
 #include <mmusim/shadow/policy_catalog.hpp>
 #include <mmusim/shadow/shadow_engine.hpp>
 

@@ -11,21 +11,22 @@
 namespace mmusim {
 
 struct ShadowCounters {
-    std::uint64_t alloc = 0;                    ///< shadows made
-    std::uint64_t alloc_tlbflush = 0;           ///< ... of pages that a vCPU had to flush first
-    std::uint64_t alloc_count = 0;              ///< gauge: 4 KiB pages in use
-    std::uint64_t free = 0;                     ///< shadows destroyed
-    std::uint64_t prealloc_1 = 0;               ///< pinned shadows given up for room: times
-    std::uint64_t prealloc_2 = 0;               ///< entries of running roots given up for room: times
-    std::uint64_t fault = 0;                    ///< page faults that reached the hypervisor
-    std::uint64_t fault_fast_gnp = 0;           ///< ... of an entry marked not present in the guest
-    std::uint64_t fault_fast_mmio = 0;          ///< ... of an entry marked outside RAM
-    std::uint64_t fault_fast_fail = 0;          ///< ... of an entry that is not marked any more
-    std::uint64_t fault_bail_real_fault = 0;    ///< ... that belonged to the guest
-    std::uint64_t fault_emulate_write = 0;      ///< ... ended by emulating a write to a table
-    std::uint64_t fault_emulate_failed = 0;     ///< ... of a write that gives its table up instead
-    std::uint64_t fault_emulate_wp = 0;         ///< ... ended by emulating what CR0.WP = 0 permits
-    std::uint64_t fault_fast_emulate = 0;       ///< ... ended by emulating without a walk, as before
+    std::uint64_t alloc = 0;                  ///< shadows made
+    std::uint64_t alloc_tlbflush = 0;         ///< ... of pages that a vCPU had to flush first
+    std::uint64_t alloc_count = 0;            ///< gauge: 4 KiB pages in use
+    std::uint64_t free = 0;                   ///< shadows destroyed
+    std::uint64_t prealloc_1 = 0;             ///< pinned shadows given up for room: times
+    std::uint64_t prealloc_2 = 0;             ///< entries of running roots given up for room: times
+    std::uint64_t fault = 0;                  ///< page faults that reached the hypervisor
+    std::uint64_t fault_fast_gnp = 0;         ///< ... of an entry marked not present in the guest
+    std::uint64_t fault_fast_mmio = 0;        ///< ... of an entry marked outside RAM
+    std::uint64_t fault_fast_fail = 0;        ///< ... of an entry that is not marked any more
+    std::uint64_t fault_bail_bad_gfn = 0;     ///< faults of the guest, for want of a frame behind the page's
+    std::uint64_t fault_bail_real_fault = 0;  ///< ... that belonged to the guest
+    std::uint64_t fault_emulate_write = 0;    ///< ... ended by emulating a write to a table
+    std::uint64_t fault_emulate_failed = 0;   ///< ... of a write that gives its table up instead
+    std::uint64_t fault_emulate_wp = 0;       ///< ... ended by emulating what CR0.WP = 0 permits
+    std::uint64_t fault_fast_emulate = 0;     ///< ... ended by emulating without a walk, as before
     std::uint64_t fault_fast_emulate_fail = 0;  ///< ... which then was not possible
     std::uint64_t fault_mmio = 0;               ///< ... at an address outside RAM, emulated
     std::uint64_t fault_fixed = 0;              ///< ... ended by an entry for the page accessed
@@ -53,6 +54,8 @@ struct ShadowCounters {
     std::uint64_t writeable_h_8 = 0;   ///< ... that were not
     std::uint64_t writeable_bf = 0;    ///< searches through all shadows
     std::uint64_t writeable_bf_1 = 0;  ///< ... while resyncing
+    std::uint64_t mappings = 0;        ///< frames whose mappings had to go
+    std::uint64_t mappings_bf = 0;     ///< ... for which all shadows were searched
     std::uint64_t early_unshadow = 0;  ///< tables given up because zeros were written
     std::uint64_t unshadow = 0;        ///< tables given up
     std::uint64_t up_pointer = 0;      ///< ... through the one entry that references them
@@ -79,7 +82,7 @@ struct ShadowCounterName {
     bool gauge = false;  ///< a level, not a count: phases show its value at their end
 };
 
-inline constexpr std::array<ShadowCounterName, 58> kShadowCounterNames{{
+inline constexpr std::array<ShadowCounterName, 61> kShadowCounterNames{{
     {"alloc", &ShadowCounters::alloc},
     {"alloc_tlbflush", &ShadowCounters::alloc_tlbflush},
     {"alloc_count", &ShadowCounters::alloc_count, true},
@@ -90,6 +93,7 @@ inline constexpr std::array<ShadowCounterName, 58> kShadowCounterNames{{
     {"fault_fast_gnp", &ShadowCounters::fault_fast_gnp},
     {"fault_fast_mmio", &ShadowCounters::fault_fast_mmio},
     {"fault_fast_fail", &ShadowCounters::fault_fast_fail},
+    {"fault_bail_bad_gfn", &ShadowCounters::fault_bail_bad_gfn},
     {"fault_bail_real_fault", &ShadowCounters::fault_bail_real_fault},
     {"fault_emulate_write", &ShadowCounters::fault_emulate_write},
     {"fault_emulate_failed", &ShadowCounters::fault_emulate_failed},
@@ -122,6 +126,8 @@ inline constexpr std::array<ShadowCounterName, 58> kShadowCounterNames{{
     {"writeable_h_8", &ShadowCounters::writeable_h_8},
     {"writeable_bf", &ShadowCounters::writeable_bf},
     {"writeable_bf_1", &ShadowCounters::writeable_bf_1},
+    {"mappings", &ShadowCounters::mappings},
+    {"mappings_bf", &ShadowCounters::mappings_bf},
     {"early_unshadow", &ShadowCounters::early_unshadow},
     {"unshadow", &ShadowCounters::unshadow},
     {"up_pointer", &ShadowCounters::up_pointer},

@@ -27,11 +27,13 @@
 
 #include <mmusim/shadow/counters.hpp>
 #include <mmusim/shadow/flush_filter.hpp>
+#include <mmusim/shadow/magic_entry.hpp>
 #include <mmusim/shadow/memory_touches.hpp>
 #include <mmusim/shadow/shadow_events.hpp>
 #include <mmusim/shadow/shadow_type.hpp>
 #include <mmusim/words/address.hpp>
 #include <mmusim/words/memory.hpp>
+#include <mmusim/words/pte.hpp>
 
 namespace mmusim {
 
@@ -158,6 +160,21 @@ public:
     void clear(ShadowSlot slot);
     void clear_all(ShadowId id);
 
+    /// Empties the entries of a level-1 shadow that map a frame of which `gone` says so.
+    template <class Gone>
+    void remove_mappings(ShadowId id, Gone gone)
+    {
+        for (unsigned i = 0; i < shadows_[id].entries(); ++i) {
+            const ShadowSlot slot{id, static_cast<std::uint16_t>(i)};
+            const std::uint64_t raw = entry(slot);
+            if ((raw & pte::kPresent) == 0 || magic::is_mark(raw)) continue;
+            if (!gone(Mfn{(raw & pte::kFrame) >> kPageShift})) continue;
+            set_leaf(slot, 0);
+        }
+    }
+    /// Whether an entry was marked as a device's since the last call.
+    [[nodiscard]] bool take_mmio_marks() { return std::exchange(mmio_marks_, false); }
+
     /// From now on the level-1 entries that map these frames are known, and those of no others.
     void watch(std::span<const Mfn> frames);
     /// Of a frame that is watched.
@@ -226,6 +243,7 @@ private:
     MemoryTouches* touches_ = nullptr;
     bool flush_due_ = false;
     bool l3_may_be_pinned_ = false;
+    bool mmio_marks_ = false;
     /// When a writable mapping was replaced last, by the filter's clock.
     std::uint32_t write_access_went_ = 0;
     Work work_;

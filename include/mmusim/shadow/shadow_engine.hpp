@@ -84,6 +84,7 @@ struct FaultAnswer {
         retry,     ///< the shadows have changed: run the instruction again
         guest,     ///< the fault is the guest's own: `fault`
         emulated,  ///< the access was done for the guest, at `address`
+        populate,  ///< the frame of `address` is to be given memory, then again
     };
     Kind kind = Kind::retry;
     PageFault fault;
@@ -164,6 +165,11 @@ public:
     void forget(Gfn frame);
     /// Drops every shadow.
     void blow();
+    /// The P2M entries of these frames are going to change: they are tables no more, and nothing maps what is
+    /// behind them.
+    void before_p2m_change(std::span<const Gfn> frames);
+    /// They have changed.
+    void after_p2m_change();
 
     /// From now on these frames alone are secure. Entries that map one outside the secure view go.
     void set_secure_frames(std::vector<Gfn> frames);

@@ -17,8 +17,8 @@
 
 #include <boost/container/small_vector.hpp>
 
+#include <mmusim/p2m/frame_layout.hpp>
 #include <mmusim/p2m/guest_ram.hpp>
-#include <mmusim/p2m/p2m.hpp>
 #include <mmusim/words/access.hpp>
 #include <mmusim/words/address.hpp>
 #include <mmusim/words/cpuid.hpp>

@@ -4,7 +4,7 @@
 // machine frame and no machine frame outside the image has a guest frame. `shuffled` is a permutation of the
 // RAM: shown frame by frame for all small sizes and many others, sampled for 2^28 and 2^40 frames. A layout
 // that does not fit is refused when it is made. free_run never touches a frame in use: shown by brute force.
-#include <mmusim/p2m/p2m.hpp>
+#include <mmusim/p2m/frame_layout.hpp>
 
 #include <functional>
 #include <map>
@@ -76,7 +76,7 @@ std::vector<std::uint64_t> frames_of(const GuestRam& ram)
 
 /// One-to-one, inverse, nothing outside; returns the image. Looks at every frame up to `beyond` frames past
 /// the highest in use on either side.
-std::set<std::uint64_t> checked_image(const P2m& p2m, std::uint64_t beyond = 20)
+std::set<std::uint64_t> checked_image(const FrameLayout& p2m, std::uint64_t beyond = 20)
 {
     const auto frames = frames_of(p2m.ram());
     std::map<std::uint64_t, std::uint64_t> back;
@@ -107,7 +107,7 @@ std::set<std::uint64_t> checked_image(const P2m& p2m, std::uint64_t beyond = 20)
 
 TEST_CASE("p2m: identity", "[p2m]")
 {
-    const P2m p2m{ram_in_pieces(60), {}};
+    const FrameLayout p2m{ram_in_pieces(60), {}};
     for (const std::uint64_t gfn : frames_of(p2m.ram())) CHECK(p2m.mfn_of(Gfn{gfn}) == Mfn{gfn});
     checked_image(p2m);
 }
@@ -115,7 +115,7 @@ TEST_CASE("p2m: identity", "[p2m]")
 TEST_CASE("p2m: offset", "[p2m]")
 {
     for (const std::uint64_t offset : {0ull, 1ull, 17ull, 0x10'0000ull, 1ull << 39}) {
-        const P2m p2m{ram_in_pieces(60), offset_by(offset)};
+        const FrameLayout p2m{ram_in_pieces(60), offset_by(offset)};
         for (const std::uint64_t gfn : frames_of(p2m.ram())) CHECK(p2m.mfn_of(Gfn{gfn}) == Mfn{gfn + offset});
         checked_image(p2m);
         // Machine frames below the offset belong to nobody.
@@ -135,7 +135,7 @@ TEST_CASE("p2m: shuffled is a permutation of the RAM, every small size", "[p2m]"
             INFO(size << " frames, seed " << seed);
             for (const GuestRam& ram : {ram_of(size), ram_in_pieces(size)}) {
                 const auto frames = frames_of(ram);
-                const auto image = checked_image(P2m{ram, shuffled_with(seed)}, 12);
+                const auto image = checked_image(FrameLayout{ram, shuffled_with(seed)}, 12);
                 REQUIRE(image == std::set<std::uint64_t>(frames.begin(), frames.end()));
             }
         }
@@ -147,7 +147,7 @@ TEST_CASE("p2m: shuffled is a permutation of the RAM, larger sizes", "[p2m]")
     for (const std::uint64_t size : {4095u, 4096u, 4097u, 16'385u, 50'000u}) {
         INFO(size << " frames");
         std::vector<bool> seen(size, false);
-        const P2m p2m{ram_of(size), shuffled_with(size)};
+        const FrameLayout p2m{ram_of(size), shuffled_with(size)};
         for (std::uint64_t gfn = 0; gfn < size; ++gfn) {
             const auto mfn = p2m.mfn_of(Gfn{gfn});
             if (!mfn || mfn->number() >= size || seen[mfn->number()]) FAIL("gfn " << gfn);
@@ -173,7 +173,7 @@ TEST_CASE("p2m: shuffled RAM as large as the address space, sampled", "[p2m]")
     for (const GuestRam& ram : rams) {
         INFO(ram.frames() << " frames");
         for (const std::uint64_t layout_seed : {1ull, 2ull}) {
-            const P2m p2m{ram, shuffled_with(layout_seed)};
+            const FrameLayout p2m{ram, shuffled_with(layout_seed)};
             std::map<std::uint64_t, std::uint64_t> seen;  // mfn -> gfn
             for (int n = 0; n < 5000; ++n) {
                 // Runs, too: neighbours must not fall together.
@@ -199,9 +199,9 @@ TEST_CASE("p2m: shuffled RAM as large as the address space, sampled", "[p2m]")
 TEST_CASE("p2m: shuffled is fixed by its seed, and far from identity", "[p2m]")
 {
     const GuestRam ram = ram_of(4096);
-    const P2m one{ram, shuffled_with(1)};
-    const P2m again{ram, shuffled_with(1)};
-    const P2m two{ram, shuffled_with(2)};
+    const FrameLayout one{ram, shuffled_with(1)};
+    const FrameLayout again{ram, shuffled_with(1)};
+    const FrameLayout two{ram, shuffled_with(2)};
     unsigned same_place = 0;
     unsigned same_in_both = 0;
     unsigned neighbours = 0;
@@ -221,7 +221,8 @@ TEST_CASE("p2m: listed", "[p2m]")
 {
     const GuestRam ram{{{Gfn{0}, 16}, {Gfn{32}, 8}}};
     // Out of order; the first two touch in the guest and are far apart in the machine.
-    const P2m p2m{ram, listed({{Gfn{32}, Mfn{4}, 8}, {Gfn{10}, Mfn{0x1000}, 6}, {Gfn{0}, Mfn{0x500}, 10}})};
+    const FrameLayout p2m{
+        ram, listed({{Gfn{32}, Mfn{4}, 8}, {Gfn{10}, Mfn{0x1000}, 6}, {Gfn{0}, Mfn{0x500}, 10}})};
     checked_image(p2m);
     CHECK(p2m.mfn_of(Gfn{0}) == Mfn{0x500});
     CHECK(p2m.mfn_of(Gfn{9}) == Mfn{0x509});
@@ -234,7 +235,7 @@ TEST_CASE("p2m: listed", "[p2m]")
     CHECK_FALSE(p2m.gfn_of(Mfn{3}).has_value());
     CHECK_FALSE(p2m.gfn_of(Mfn{12}).has_value());
     // The very last machine frame can be used; one entry may span ranges that touch.
-    const P2m last{GuestRam{{{Gfn{0}, 4}, {Gfn{4}, 4}}}, listed({{Gfn{0}, Mfn{kAllFrames - 8}, 8}})};
+    const FrameLayout last{GuestRam{{{Gfn{0}, 4}, {Gfn{4}, 4}}}, listed({{Gfn{0}, Mfn{kAllFrames - 8}, 8}})};
     CHECK(last.mfn_of(Gfn{7}) == Mfn{kAllFrames - 1});
 }
 
@@ -261,7 +262,7 @@ TEST_CASE("p2m: random lists", "[p2m]")
             mfn += entry.count + random() % 3;
         }
         std::shuffle(entries.begin(), entries.end(), random);
-        const P2m p2m{ram, listed(entries)};
+        const FrameLayout p2m{ram, listed(entries)};
         for (const auto& [gfn, machine] : expected) REQUIRE(p2m.mfn_of(Gfn{gfn}) == Mfn{machine});
         checked_image(p2m);
     }
@@ -271,7 +272,7 @@ TEST_CASE("p2m: layouts that are refused", "[p2m]")
 {
     const auto refused = [](const GuestRam& ram, const P2mLayout& layout) {
         try {
-            const P2m p2m{ram, layout};
+            const FrameLayout p2m{ram, layout};
             return false;
         } catch (const LayoutError& error) {
             return std::string{error.what()}.find("p2m") != std::string::npos;  // says what it is about
@@ -314,12 +315,12 @@ TEST_CASE("p2m: layouts that are refused", "[p2m]")
 TEST_CASE("p2m: RAM beyond 52 address bits is refused in every layout", "[p2m]")
 {
     const GuestRam too_high{{{Gfn{kAllFrames - 1}, 2}}};
-    CHECK_THROWS_AS((P2m{too_high, P2mLayout{}}), LayoutError);
-    CHECK_THROWS_AS((P2m{too_high, offset_by(0)}), LayoutError);
-    CHECK_THROWS_AS((P2m{too_high, shuffled_with(1)}), LayoutError);
+    CHECK_THROWS_AS((FrameLayout{too_high, P2mLayout{}}), LayoutError);
+    CHECK_THROWS_AS((FrameLayout{too_high, offset_by(0)}), LayoutError);
+    CHECK_THROWS_AS((FrameLayout{too_high, shuffled_with(1)}), LayoutError);
     const GuestRam highest{{{Gfn{kAllFrames - 2}, 2}}};
-    CHECK_NOTHROW(P2m{highest, P2mLayout{}});
-    CHECK_NOTHROW(P2m{highest, shuffled_with(1)});
+    CHECK_NOTHROW(FrameLayout{highest, P2mLayout{}});
+    CHECK_NOTHROW(FrameLayout{highest, shuffled_with(1)});
 }
 
 TEST_CASE("p2m: a free run overlaps no frame in use and is the first one", "[p2m]")
@@ -333,7 +334,7 @@ TEST_CASE("p2m: a free run overlaps no frame in use and is the first one", "[p2m
     };
     for (const P2mLayout& layout : layouts) {
         INFO(to_string(layout));
-        const P2m p2m{ram, layout};
+        const FrameLayout p2m{ram, layout};
         std::set<std::uint64_t> used;
         for (const std::uint64_t gfn : frames_of(ram)) used.insert(p2m.mfn_of(Gfn{gfn})->number());
         for (std::uint64_t from = 0; from < 45; ++from) {
@@ -356,7 +357,7 @@ TEST_CASE("p2m: a free run overlaps no frame in use and is the first one", "[p2m
 
 TEST_CASE("p2m: a free run at the end of the machine", "[p2m]")
 {
-    const P2m p2m{GuestRam{{{Gfn{4}, 4}}}, {}};
+    const FrameLayout p2m{GuestRam{{{Gfn{4}, 4}}}, {}};
     // No room above: the lowest instead.
     CHECK(p2m.free_run(Mfn{kAllFrames - 5}, 5) == Mfn{kAllFrames - 5});
     CHECK(p2m.free_run(Mfn{kAllFrames - 5}, 6) == Mfn{8});
@@ -367,18 +368,18 @@ TEST_CASE("p2m: a free run at the end of the machine", "[p2m]")
     CHECK(p2m.free_run(Mfn{0}, kAllFrames - 8) == Mfn{8});
     CHECK_FALSE(p2m.free_run(Mfn{0}, kAllFrames - 7).has_value());
     CHECK_FALSE(p2m.free_run(Mfn{0}, kAllFrames).has_value());
-    const P2m full{ram_of(kAllFrames), {}};
+    const FrameLayout full{ram_of(kAllFrames), {}};
     CHECK_FALSE(full.free_run(Mfn{0}, 1).has_value());
     CHECK_FALSE(full.free_run(Mfn{1000}, 1).has_value());
     // RAM at the top of the machine.
-    const P2m top{ram_of(100), offset_by(kAllFrames - 100)};
+    const FrameLayout top{ram_of(100), offset_by(kAllFrames - 100)};
     CHECK(top.free_run(Mfn{kAllFrames - 150}, 50) == Mfn{kAllFrames - 150});
     CHECK(top.free_run(Mfn{kAllFrames - 150}, 51) == Mfn{0});
 }
 
 TEST_CASE("p2m: free runs that no machine could hold", "[p2m]")
 {
-    const P2m p2m{GuestRam{{{Gfn{4}, 4}}}, {}};
+    const FrameLayout p2m{GuestRam{{{Gfn{4}, 4}}}, {}};
     CHECK_FALSE(p2m.free_run(Mfn{0}, ~std::uint64_t{0}).has_value());
     CHECK_FALSE(p2m.free_run(Mfn{0}, ~std::uint64_t{0} - 6).has_value());
     CHECK(p2m.free_run(Mfn{~std::uint64_t{0}}, 1) == Mfn{0});
