@@ -271,6 +271,7 @@ void Replayer::fail(const AccessRecord& access, const Exception& exception)
 {
     if (exception.vector == Vector::page_fault) ++running_.guest_faults;
     if (!checking_) return;
+    if (access.event) throw RecordError("events are not replayed by this version", "event");
     if (access.fault) check_exception(access.fault, exception);
     const auto missing = [&](std::string expected) {
         check(false, [&] { return std::pair{std::move(expected), describe(exception)}; });
@@ -285,6 +286,7 @@ void Replayer::fail(const AccessRecord& access, const Exception& exception)
 void Replayer::check_placed(const AccessRecord& access, const Placed& placed)
 {
     const GuestPhysical first = placed.parts[0].address;
+    if (access.event) throw RecordError("events are not replayed by this version", "event");
     if (access.fault) check_exception(access.fault, std::nullopt);
     if (access.gpa) {
         check(first.value() == *access.gpa, [&] {
@@ -403,8 +405,16 @@ void Replayer::replay_record(const InvpcidRecord& record)
 
 // --- memory ------------------------------------------------------------------------------------------
 
+void Replayer::need_ram(Gfn frame, std::string_view key) const
+{
+    const P2mEntry entry = machine_.p2m().entry(frame);
+    if (entry.has_frame() || entry.type == P2mType::populate_on_demand) return;
+    throw RecordError(fmt::format("frame {} is not RAM", frame), std::string{key});
+}
+
 void Replayer::replay_record(const PageRecord& record)
 {
+    need_ram(record.gfn, "gfn");
     if (record.entries.empty()) {
         machine_.clear_frame(record.gfn);
         return;
@@ -418,6 +428,7 @@ void Replayer::replay_record(const PageRecord& record)
 
 void Replayer::replay_record(const PokeRecord& record)
 {
+    need_ram(Gfn::of(record.gpa), "gpa");
     const auto bytes = bytes_of(record.value);
     machine_.poke(record.gpa, std::span{bytes}.first(record.bytes));
 }
@@ -434,6 +445,7 @@ std::uint64_t Replayer::left_unset(GuestPhysical at) const
 
 void Replayer::replay_record(const ExpectMemoryRecord& record)
 {
+    need_ram(Gfn::of(record.gpa), "gpa");
     if (!checking_) return;
     std::array<std::byte, 8> bytes{};
     machine_.peek(record.gpa, std::span{bytes}.first(record.bytes));
@@ -469,9 +481,41 @@ void Replayer::need_hypervisor(std::string_view op) const
         fmt::format("{} is for a hypervisor to do, and mode {} has none", op, name_of(config_.mode)), "op");
 }
 
+void Replayer::change_p2m(Gfn first, std::uint64_t count, P2mType type, MemAccess access,
+                          std::optional<Mfn> mfn)
+{
+    if (const auto refused = machine_.set_p2m(first, count, type, access, mfn))
+        throw RecordError(fmt::format("the P2M cannot change so: {}", refused->why), {});
+}
+
+void Replayer::replay_record(const P2mSetRecord& record)
+{
+    need_hypervisor("p2m_set");
+    change_p2m(record.gfn, record.count, record.type, record.access.value_or(MemAccess::rwx), record.mfn);
+}
+
+void Replayer::replay_record(const P2mClearRecord& record)
+{
+    need_hypervisor("p2m_clear");
+    change_p2m(record.gfn, record.count, P2mType::mmio_dm, MemAccess::rwx, std::nullopt);
+}
+
+void Replayer::replay_record(const LogDirtyRecord&)
+{
+    need_hypervisor("log_dirty");
+    throw RecordError("op \"log_dirty\" is not replayed by this version", "op");
+}
+
+void Replayer::replay_record(const MemAccessRecord&)
+{
+    need_hypervisor("mem_access");
+    throw RecordError("op \"mem_access\" is not replayed by this version", "op");
+}
+
 void Replayer::replay_record(const SecureFramesRecord& record)
 {
     need_hypervisor("secure_frames");
+    for (const Gfn frame : record.gfns) need_ram(frame, "gfns");
     machine_.set_secure_frames(record.gfns);
 }
 

@@ -222,7 +222,6 @@ private:
     {
         const std::string_view quoted = text_->token(at);
         const std::string name = shown(quoted.substr(1, quoted.size() < 2 ? 0 : quoted.size() - 2));
-        if (key == Key::event) text_->refuse(at, "is not supported by this version", name);
         if (key != Key::unknown && (allowed_ & bit(key)) != 0) {
             text_->refuse(at, "stands twice in one object", name);
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The names that stand in records: keys and ops. The lookups compare in place with the JSON text, where
-// a name ends with its quote; the first character leaves one to five candidates.
+// a name ends with its quote; the first character leaves one to seven candidates.
 #pragma once
 
 #include <array>
@@ -19,7 +19,9 @@ enum class Key : std::uint8_t {
     cr0, cr3, cr4, efer, ac, pkru, pkrs, segments, msr, type, pcid,
     cs, ss, ds, es, fs, gs, base, limit, null, expand_down, big,
     gfn, gfns, width, entries, ignore, name, records,
-    event,  // of later versions
+    mfn, count, access, action, expect, listener, required,
+    default_,  // "default", a word of the language
+    event, kind, rights,
     unknown,
 };
 
@@ -30,13 +32,15 @@ inline constexpr std::array<std::string_view, kKeys> kKeyNames{
     "cr0", "cr3", "cr4", "efer", "ac", "pkru", "pkrs", "segments", "msr", "type", "pcid",
     "cs", "ss", "ds", "es", "fs", "gs", "base", "limit", "null", "expand_down", "big",
     "gfn", "gfns", "width", "entries", "ignore", "name", "records",
-    "event",
+    "mfn", "count", "access", "action", "expect", "listener", "required", "default",
+    "event", "kind", "rights",
 };
 // clang-format on
 static_assert(kKeyNames[static_cast<std::size_t>(Key::mem)] == "mem");
 static_assert(kKeyNames[static_cast<std::size_t>(Key::pcid)] == "pcid");
 static_assert(kKeyNames[static_cast<std::size_t>(Key::big)] == "big");
-static_assert(kKeyNames[static_cast<std::size_t>(Key::event)] == "event");
+static_assert(kKeyNames[static_cast<std::size_t>(Key::default_)] == "default");
+static_assert(kKeyNames[static_cast<std::size_t>(Key::rights)] == "rights");
 
 [[nodiscard]] constexpr std::string_view name_of(Key key)
 {
@@ -80,20 +84,21 @@ template <auto... kCandidates>
 {
     using enum Key;
     switch (text[0]) {
-    case 'a': return first_of<ac>(text);
+    case 'a': return first_of<ac, access, action>(text);
     case 'b': return first_of<bytes, base, big>(text);
-    case 'c': return first_of<cpl, cr2, cr3, cr0, cr4, cs>(text);
-    case 'd': return first_of<ds>(text);
-    case 'e': return first_of<efer, entries, event, es, expand_down>(text);
+    case 'c': return first_of<cpl, cr2, cr3, cr0, cr4, cs, count>(text);
+    case 'd': return first_of<ds, default_>(text);
+    case 'e': return first_of<efer, entries, event, es, expand_down, expect>(text);
     case 'f': return first_of<fault, fs>(text);
     case 'g': return first_of<gpa, gap, gfn, gpa2, gs, gfns>(text);
     case 'i': return first_of<ignore, implicit>(text);
-    case 'l': return first_of<la, limit>(text);
-    case 'm': return first_of<mem, msr>(text);
+    case 'k': return first_of<kind>(text);
+    case 'l': return first_of<la, limit, listener>(text);
+    case 'm': return first_of<mem, msr, mfn>(text);
     case 'n': return first_of<name, null>(text);
     case 'o': return first_of<op>(text);
     case 'p': return first_of<pkru, pkrs, pcid>(text);
-    case 'r': return first_of<rmw, records>(text);
+    case 'r': return first_of<rmw, records, required, rights>(text);
     case 's': return first_of<size, seg, segments, ss>(text);
     case 't': return first_of<type>(text);
     case 'v': return first_of<value, vcpu, va>(text);
@@ -106,7 +111,8 @@ template <auto... kCandidates>
 enum class Op : std::uint8_t {
     read, write, fetch, insn,
     set, mov_cr0, mov_cr3, mov_cr4, wrmsr, wrpkru, cpl, ac, invlpg, invpcid,
-    page, poke, expect_memory, reset, mark, shadow_blow, secure_frames, secure_mode, end,
+    page, poke, expect_memory, reset, mark, shadow_blow, p2m_set, p2m_clear, log_dirty, mem_access,
+    secure_frames, secure_mode, end,
     unknown,
 };
 
@@ -114,7 +120,8 @@ inline constexpr std::size_t kOps = static_cast<std::size_t>(Op::unknown);
 inline constexpr std::array<std::string_view, kOps> kOpNames{
     "read", "write", "fetch", "insn",
     "set", "mov_cr0", "mov_cr3", "mov_cr4", "wrmsr", "wrpkru", "cpl", "ac", "invlpg", "invpcid",
-    "page", "poke", "expect_memory", "reset", "mark", "shadow_blow", "secure_frames", "secure_mode", "end",
+    "page", "poke", "expect_memory", "reset", "mark", "shadow_blow", "p2m_set", "p2m_clear", "log_dirty",
+    "mem_access", "secure_frames", "secure_mode", "end",
 };
 // clang-format on
 static_assert(kOpNames[static_cast<std::size_t>(Op::invpcid)] == "invpcid");
@@ -126,10 +133,9 @@ static_assert(kOpNames[static_cast<std::size_t>(Op::end)] == "end");
 }
 
 /// Ops of the format that this version does not replay yet.
-inline constexpr std::array<std::string_view, 14> kLaterOps{
-    "p2m_set",    "p2m_clear",         "log_dirty",  "mem_access",   "frame",
-    "mmu_update", "update_va_mapping", "mmuext",     "multicall",    "set_gdt",
-    "set_ldt",    "update_descriptor", "guest_mode", "expect_frame",
+inline constexpr std::array<std::string_view, 10> kLaterOps{
+    "frame",   "mmu_update", "update_va_mapping", "mmuext",     "multicall",
+    "set_gdt", "set_ldt",    "update_descriptor", "guest_mode", "expect_frame",
 };
 
 /// The op that starts at `text`, after its quote. kTextPadding bytes can be read.
@@ -142,8 +148,9 @@ inline constexpr std::array<std::string_view, 14> kLaterOps{
     case 'e': return first_of<expect_memory, end>(text);
     case 'f': return first_of<fetch>(text);
     case 'i': return first_of<insn, invlpg, invpcid>(text);
-    case 'm': return first_of<mov_cr3, mov_cr0, mov_cr4, mark>(text);
-    case 'p': return first_of<poke, page>(text);
+    case 'l': return first_of<log_dirty>(text);
+    case 'm': return first_of<mov_cr3, mov_cr0, mov_cr4, mark, mem_access>(text);
+    case 'p': return first_of<poke, page, p2m_set, p2m_clear>(text);
     case 'r': return first_of<read, reset>(text);
     case 's': return first_of<set, shadow_blow, secure_mode, secure_frames>(text);
     case 'w': return first_of<write, wrmsr, wrpkru>(text);

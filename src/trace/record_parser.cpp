@@ -11,7 +11,7 @@
 
 #include <fmt/format.h>
 
-#include <mmusim/p2m/guest_ram.hpp>
+#include <mmusim/p2m/p2m_type.hpp>
 
 #include "trace/json_tree.hpp"
 #include "trace/numbers.hpp"
@@ -37,7 +37,7 @@ struct PendingContent {
 
 class RecordParser::Impl {
 public:
-    explicit Impl(const TraceHeader& header) : ram_{header.ram}, vcpus_{header.vcpus} {}
+    explicit Impl(const TraceHeader& header) : vcpus_{header.vcpus} {}
 
     void parse(std::string_view text, std::uint64_t records, Record& record);
 
@@ -59,6 +59,11 @@ private:
                                                                      ondemand::value value);
     void read_memory(Fields& fields, GuestPhysical& gpa, unsigned& bytes, std::uint64_t& value,
                      std::uint64_t& ignore);
+    void read_frames(const Fields& fields, const Field& field, std::vector<Gfn>& frames);
+    void read_p2m_set(Fields& fields, P2mSetRecord& set);
+    void read_p2m_clear(Fields& fields, P2mClearRecord& clear);
+    void read_log_dirty(Fields& fields, LogDirtyRecord& log);
+    void read_mem_access(Fields& fields, MemAccessRecord& rights);
     void read_secure_frames(Fields& fields, SecureFramesRecord& secure);
     void read_secure_mode(Fields& fields, SecureModeRecord& mode);
     [[nodiscard]] std::string read_name(Fields& fields);
@@ -76,17 +81,19 @@ private:
     [[nodiscard]] ExpectedFault fault(Field& field) const;
     [[nodiscard]] ExpectedFault general_protection(Field& field) const;
     [[nodiscard]] Segment segment(Field& field) const;
-    void must_be_ram(const Fields& fields, Key key, Gfn gfn) const;
+    [[nodiscard]] MemAccessEventExpectation event(const Field& field) const;
+    [[nodiscard]] std::optional<MemAccess> mem_access(Field& field) const;
+    void check_frames(const Fields& fields, Gfn first, std::uint64_t count) const;
     template <class Container>
     [[nodiscard]] Container opened(ondemand::value& value, const char* at, char bracket,
                                    std::string_view what, std::string_view key) const;
 
-    GuestRam ram_;
     unsigned vcpus_;
     ondemand::parser parser_;
     SpareStorage spare_;
     Text text_;
     std::vector<std::uint32_t> entry_places_;  // of the entries of a page
+    std::vector<Gfn> sorted_;                  // a list of frames
 };
 
 // ---- values of more than one record
@@ -118,10 +125,62 @@ Segment RecordParser::Impl::segment(Field& field) const
     return static_cast<Segment>(found - kSegmentNames.begin());
 }
 
-void RecordParser::Impl::must_be_ram(const Fields& fields, Key key, Gfn gfn) const
+namespace {
+
+/// The frames of 52 address bits.
+constexpr std::uint64_t kFrames = std::uint64_t{1} << (kMaxPhysicalAddressBits - kPageShift);
+
+}  // namespace
+
+MemAccessEventExpectation RecordParser::Impl::event(const Field& field) const
 {
-    if (!ram_.contains(gfn)) [[unlikely]]
-        fields.refuse(key, fmt::format("frame {} is not RAM", gfn));
+    MemAccessEventExpectation event;
+    ondemand::value value = field.value;
+    Fields parts{text_, opened<ondemand::object>(value, field.at, '{', "an object", field.name())};
+    parts.expect(keys({Key::kind, Key::gfn, Key::rights}), "an \"event\"");
+    for (Field part; parts.next(part);) {
+        switch (part.key) {
+        case Key::kind:
+            if (part.string("\"mem_access\"") != "mem_access") part.refuse_value("is not \"mem_access\"");
+            break;
+        case Key::gfn: event.gfn = Gfn{part.number(kFrames - 1)}; break;
+        case Key::rights: {
+            constexpr std::string_view kAny = "one or more of r, w and x, each once";
+            for (const char letter : part.string(kAny)) {
+                bool none = false;
+                bool& right = letter == 'r'   ? event.rights.read
+                              : letter == 'w' ? event.rights.write
+                              : letter == 'x' ? event.rights.execute
+                                              : none;
+                if (&right == &none || right) part.refuse_value(fmt::format("is not {}", kAny));
+                right = true;
+            }
+            if (event.rights == FrameRights{}) part.refuse_value(fmt::format("is not {}", kAny));
+            break;
+        }
+        default: break;
+        }
+    }
+    parts.require(keys({Key::kind, Key::gfn, Key::rights}), field.at);
+    return event;
+}
+
+/// An access type by its name; none: the one that is the default.
+std::optional<MemAccess> RecordParser::Impl::mem_access(Field& field) const
+{
+    const std::string name = field.string("an access type (rwx, rx, ...)");
+    if (name == "default") return std::nullopt;
+    const auto access = parse_mem_access(name);
+    if (!access) field.refuse_value("is no access type (rwx, rx, ...)");
+    return access;
+}
+
+void RecordParser::Impl::check_frames(const Fields& fields, Gfn first, std::uint64_t count) const
+{
+    if (count > kFrames - first.number()) {
+        fields.refuse(Key::count,
+                      fmt::format("{} frames from {} on end beyond 52 address bits", count, first));
+    }
 }
 
 /// An object or an array, by its opening bracket.
@@ -154,6 +213,7 @@ void clear(AccessRecord& access)
     access.gpa.reset();
     access.gpa2.reset();
     access.fault.reset();
+    access.event.reset();
 }
 
 }  // namespace
@@ -191,6 +251,7 @@ inline void RecordParser::Impl::read_access_field(Field& field, AccessRecord& ac
         if (!access.fault) access.fault.emplace();
         access.fault->cr2 = field.number();
         break;
+    case Key::event: access.event = event(field); break;
     default: break;
     }
 }
@@ -251,8 +312,8 @@ void RecordParser::Impl::check_expectations(const Fields& fields, const AccessRe
 inline void RecordParser::Impl::finish_access(const Fields& fields, const PendingContent& pending,
                                               AccessRecord& access)
 {
-    constexpr KeySet kPlain =
-        keys({Key::op, Key::la, Key::size, Key::implicit, Key::cpl, Key::vcpu, Key::gap, Key::gpa, Key::mem});
+    constexpr KeySet kPlain = keys({Key::op, Key::la, Key::size, Key::implicit, Key::cpl, Key::vcpu, Key::gap,
+                                    Key::gpa, Key::event, Key::mem});
     if (fields.has(Key::la) && (fields.seen() & ~kPlain) == 0) [[likely]]
         return;
 
@@ -506,7 +567,6 @@ void RecordParser::Impl::read_page(Fields& fields, PageRecord& page)
         }
     }
     fields.require(kShapes[static_cast<std::size_t>(Op::page)].required, text_.whole().data());
-    must_be_ram(fields, Key::gfn, page.gfn);
 
     std::bitset<kPageBytes / 4> listed;
     const std::uint64_t slots = kPageBytes / page.width;
@@ -522,7 +582,7 @@ void RecordParser::Impl::read_page(Fields& fields, PageRecord& page)
     }
 }
 
-/// `poke` and `expect_memory`: one to eight bytes within a frame of RAM.
+/// `poke` and `expect_memory`: one to eight bytes within a frame.
 void RecordParser::Impl::read_memory(Fields& fields, GuestPhysical& gpa, unsigned& bytes,
                                      std::uint64_t& value, std::uint64_t& ignore)
 {
@@ -556,28 +616,141 @@ void RecordParser::Impl::read_memory(Fields& fields, GuestPhysical& gpa, unsigne
     if (gpa.offset_in_page() + bytes > kPageBytes) {
         fields.refuse(Key::gpa, fmt::format("{} bytes at {} cross the end of a frame", bytes, gpa));
     }
-    must_be_ram(fields, Key::gpa, Gfn::of(gpa));
+}
+
+/// A list of frames, each of which stands once.
+void RecordParser::Impl::read_frames(const Fields& fields, const Field& field, std::vector<Gfn>& frames)
+{
+    ondemand::value value = field.value;
+    auto list = opened<ondemand::array>(value, field.at, '[', "a list of frames", field.name());
+    for (auto element : list) {
+        if (const auto error = element.error()) refuse_malformed(text_, field.at, error);
+        Field part{field.key, nullptr, &text_, element.value_unsafe()};
+        part.at = part.value.raw_json_token().data();
+        frames.push_back(Gfn{part.number(kFrames - 1)});
+    }
+    sorted_ = frames;
+    std::sort(sorted_.begin(), sorted_.end());
+    const auto twice = std::adjacent_find(sorted_.begin(), sorted_.end());
+    if (twice != sorted_.end()) fields.refuse(field.key, fmt::format("frame {} is listed twice", *twice));
+}
+
+void RecordParser::Impl::read_p2m_set(Fields& fields, P2mSetRecord& set)
+{
+    set = P2mSetRecord{};
+    for (Field field; fields.next(field);) {
+        switch (field.key) {
+        case Key::gfn: set.gfn = Gfn{field.number(kFrames - 1)}; break;
+        case Key::mfn: set.mfn = Mfn{field.number(kFrames - 1)}; break;
+        case Key::count: set.count = field.integer(1, kFrames); break;
+        case Key::type: {
+            const auto type = parse_p2m_type(field.string("a P2M type (ram_rw, mmio_dm, ...)"));
+            if (!type) field.refuse_value("is no P2M type (ram_rw, mmio_dm, ...)");
+            set.type = *type;
+            break;
+        }
+        case Key::access: set.access = mem_access(field); break;
+        default: break;
+        }
+    }
+    check_frames(fields, set.gfn, set.count);
+    if (!set.mfn) return;
+    check_frames(fields, Gfn{set.mfn->number()}, set.count);
+    if (!has_frame(set.type)) {
+        fields.refuse(Key::mfn, fmt::format("stands beside type \"{}\", which has no machine frame",
+                                            name_of(set.type)));
+    }
+}
+
+void RecordParser::Impl::read_p2m_clear(Fields& fields, P2mClearRecord& clear)
+{
+    clear = P2mClearRecord{};
+    for (Field field; fields.next(field);) {
+        switch (field.key) {
+        case Key::gfn: clear.gfn = Gfn{field.number(kFrames - 1)}; break;
+        case Key::count: clear.count = field.integer(1, kFrames); break;
+        default: break;
+        }
+    }
+    check_frames(fields, clear.gfn, clear.count);
+}
+
+void RecordParser::Impl::read_log_dirty(Fields& fields, LogDirtyRecord& log)
+{
+    using Action = LogDirtyRecord::Action;
+    if (log.expect) spare_.keep(std::move(*log.expect));
+    log = LogDirtyRecord{};
+    for (Field field; fields.next(field);) {
+        switch (field.key) {
+        case Key::action: {
+            constexpr std::string_view kAny = "an action (enable, peek, clean, disable)";
+            const std::string name = field.string(kAny);
+            const auto* const found =
+                std::find(kLogDirtyActionNames.begin(), kLogDirtyActionNames.end(), name);
+            if (found == kLogDirtyActionNames.end()) field.refuse_value(fmt::format("is not {}", kAny));
+            log.action = static_cast<Action>(found - kLogDirtyActionNames.begin());
+            break;
+        }
+        case Key::expect: read_frames(fields, field, log.expect.emplace(spare_.frames())); break;
+        default: break;
+        }
+    }
+    if (log.expect && log.action != Action::peek && log.action != Action::clean) {
+        fields.refuse(Key::expect, "stands beside an action that reads nothing (only peek and clean do)");
+    }
+}
+
+void RecordParser::Impl::read_mem_access(Fields& fields, MemAccessRecord& rights)
+{
+    using Target = MemAccessRecord::Target;
+    rights = MemAccessRecord{};
+    for (Field field; fields.next(field);) {
+        switch (field.key) {
+        case Key::gfn: rights.gfn = Gfn{field.number(kFrames - 1)}; break;
+        case Key::count: rights.count = field.integer(1, kFrames); break;
+        case Key::default_:
+            if (!field.boolean()) field.refuse_value("can only be true");
+            rights.target = Target::domain_default;
+            break;
+        case Key::access: rights.access = mem_access(field); break;
+        case Key::listener: {
+            constexpr std::string_view kAny = "\"attached\" or \"detached\"";
+            const std::string name = field.string(kAny);
+            if (name != "attached" && name != "detached") field.refuse_value(fmt::format("is not {}", kAny));
+            rights.attached = name == "attached";
+            break;
+        }
+        case Key::required: rights.required = field.boolean(); break;
+        default: break;
+        }
+    }
+    if (fields.has(Key::gfn)) {
+        if (fields.has(Key::default_)) fields.refuse(Key::default_, "stands beside \"gfn\"");
+        rights.target = Target::frames;
+        check_frames(fields, rights.gfn, rights.count);
+    } else if (fields.has(Key::count)) {
+        fields.refuse(Key::count, "stands without \"gfn\"");
+    }
+    if (rights.target != Target::none) {
+        fields.require(bit(Key::access), text_.whole().data());
+        if (rights.target == Target::domain_default && !rights.access)
+            fields.refuse(Key::access, "\"default\" cannot be the default");
+    } else if (fields.has(Key::access)) {
+        fields.refuse(Key::access, "stands without \"gfn\" or \"default\"");
+    } else if (!rights.attached && !rights.required) {
+        text_.refuse(text_.whole().data(),
+                     "\"mem_access\" carries rights (\"gfn\" or \"default\", and \"access\") or settings "
+                     "(\"listener\", \"required\"), or both",
+                     name_of(Key::op));
+    }
 }
 
 void RecordParser::Impl::read_secure_frames(Fields& fields, SecureFramesRecord& secure)
 {
     secure.gfns.clear();
     for (Field field; fields.next(field);) {
-        if (field.key != Key::gfns) continue;
-        auto list = opened<ondemand::array>(field.value, field.at, '[', "a list of frames", field.name());
-        for (auto element : list) {
-            if (const auto error = element.error()) refuse_malformed(text_, field.at, error);
-            Field part{field.key, nullptr, &text_, element.value_unsafe()};
-            part.at = part.value.raw_json_token().data();
-            const Gfn gfn{part.number()};
-            if (!ram_.contains(gfn)) part.refuse(fmt::format("frame {} is not RAM", gfn));
-            secure.gfns.push_back(gfn);
-        }
+        if (field.key == Key::gfns) read_frames(fields, field, secure.gfns);
     }
-    std::vector<Gfn> sorted = secure.gfns;
-    std::sort(sorted.begin(), sorted.end());
-    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-    if (twice != sorted.end()) fields.refuse(Key::gfns, fmt::format("frame {} is listed twice", *twice));
 }
 
 void RecordParser::Impl::read_secure_mode(Fields& fields, SecureModeRecord& mode)
@@ -722,6 +895,10 @@ void RecordParser::Impl::read(Op op, Fields& fields, std::uint64_t records, Reco
         for (Field field; fields.next(field);) {
         }
         break;
+    case Op::p2m_set: read_p2m_set(fields, spare_.remake<P2mSetRecord>(record)); break;
+    case Op::p2m_clear: read_p2m_clear(fields, spare_.remake<P2mClearRecord>(record)); break;
+    case Op::log_dirty: read_log_dirty(fields, spare_.remake<LogDirtyRecord>(record)); break;
+    case Op::mem_access: read_mem_access(fields, spare_.remake<MemAccessRecord>(record)); break;
     case Op::secure_frames: read_secure_frames(fields, spare_.remake<SecureFramesRecord>(record)); break;
     case Op::secure_mode: read_secure_mode(fields, spare_.remake<SecureModeRecord>(record)); break;
     case Op::end: read_end(fields, records, spare_.remake<EndRecord>(record)); break;

@@ -16,7 +16,7 @@ struct Shape {
 };
 
 inline constexpr KeySet kAddress = keys({Key::la, Key::va, Key::seg});
-inline constexpr KeySet kExpectations = keys({Key::gpa, Key::gpa2, Key::fault, Key::cr2});
+inline constexpr KeySet kExpectations = keys({Key::gpa, Key::gpa2, Key::fault, Key::cr2, Key::event});
 inline constexpr KeySet kOperand =
     kAddress | kExpectations |
     keys({Key::op, Key::size, Key::value, Key::bytes, Key::rmw, Key::implicit, Key::cpl});
@@ -62,6 +62,14 @@ inline constexpr KeySet kSegments = keys({Key::cs, Key::ss, Key::ds, Key::es, Ke
     case reset: return {keys({Key::op, Key::name}), 0};
     case mark: return {keys({Key::op, Key::name}), bit(Key::name)};
     case shadow_blow: return {bit(Key::op), 0};
+    case p2m_set:
+        return {keys({Key::op, Key::gfn, Key::mfn, Key::count, Key::type, Key::access}), bit(Key::gfn)};
+    case p2m_clear: return {keys({Key::op, Key::gfn, Key::count}), bit(Key::gfn)};
+    case log_dirty: return {keys({Key::op, Key::action, Key::expect}), bit(Key::action)};
+    case mem_access:
+        return {
+            keys({Key::op, Key::gfn, Key::count, Key::default_, Key::access, Key::listener, Key::required}),
+            0};
     case secure_frames: return {keys({Key::op, Key::gfns}), bit(Key::gfns)};
     case secure_mode: return with_value(keys({Key::op, Key::vcpu}));
     case end: return {keys({Key::op, Key::records}), bit(Key::records)};

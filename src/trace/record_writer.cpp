@@ -110,6 +110,20 @@ void add_content(Object& object, const Content& content)
     object.word("bytes", digits);
 }
 
+std::string letters_of(FrameRights rights)
+{
+    std::string letters;
+    if (rights.read) letters += 'r';
+    if (rights.write) letters += 'w';
+    if (rights.execute) letters += 'x';
+    return letters;
+}
+
+std::string list_of(const std::vector<Gfn>& gfns)
+{
+    return array_of(gfns, [](Gfn gfn) { return fmt::format("\"{:#x}\"", gfn.number()); });
+}
+
 /// The members of an access after its op. `within`: the fetch of the instruction whose operand it is; what
 /// an operand takes over from there is not repeated.
 void add_access(Object& object, const AccessRecord& access, const AccessRecord* within = nullptr)
@@ -130,6 +144,11 @@ void add_access(Object& object, const AccessRecord& access, const AccessRecord* 
     if (within == nullptr) object.integer_unless("vcpu", access.vcpu, 0).integer_unless("gap", access.gap, 0);
     object.hex_if("gpa", access.gpa).hex_if("gpa2", access.gpa2);
     add_fault(object, access.fault);
+    if (access.event) {
+        Object event;
+        event.word("kind", "mem_access").hex("gfn", access.event->gfn.number());
+        object.json("event", event.word("rights", letters_of(access.event->rights)).take());
+    }
 }
 
 std::string_view op_of(RegisterWriteRecord::Target target)
@@ -274,12 +293,52 @@ struct LineOf {
         return object.take();
     }
 
+    std::string operator()(const P2mSetRecord& set) const
+    {
+        Object object;
+        object.word("op", "p2m_set").hex("gfn", set.gfn.number());
+        if (set.mfn) object.hex("mfn", set.mfn->number());
+        object.integer_unless("count", set.count, 1).word("type", name_of(set.type));
+        if (set.access) object.word("access", name_of(*set.access));
+        return object.take();
+    }
+
+    std::string operator()(const P2mClearRecord& clear) const
+    {
+        Object object;
+        object.word("op", "p2m_clear").hex("gfn", clear.gfn.number());
+        return object.integer_unless("count", clear.count, 1).take();
+    }
+
+    std::string operator()(const LogDirtyRecord& log) const
+    {
+        Object object;
+        object.word("op", "log_dirty")
+            .word("action", kLogDirtyActionNames[static_cast<std::size_t>(log.action)]);
+        if (log.expect) object.json("expect", list_of(*log.expect));
+        return object.take();
+    }
+
+    std::string operator()(const MemAccessRecord& rights) const
+    {
+        using Target = MemAccessRecord::Target;
+        Object object;
+        object.word("op", "mem_access");
+        if (rights.target == Target::frames) {
+            object.hex("gfn", rights.gfn.number()).integer_unless("count", rights.count, 1);
+        }
+        if (rights.target == Target::domain_default) object.boolean("default", true);
+        if (rights.target != Target::none)
+            object.word("access", rights.access ? name_of(*rights.access) : "default");
+        if (rights.attached) object.word("listener", *rights.attached ? "attached" : "detached");
+        return object.boolean_if("required", rights.required).take();
+    }
+
     std::string operator()(const SecureFramesRecord& secure) const
     {
         Object object;
         object.word("op", "secure_frames");
-        object.json("gfns",
-                    array_of(secure.gfns, [](Gfn gfn) { return fmt::format("\"{:#x}\"", gfn.number()); }));
+        object.json("gfns", list_of(secure.gfns));
         return object.take();
     }
 

@@ -40,6 +40,16 @@ public:
     {
         return position < operands.size() ? operands[position] : operands.emplace_back();
     }
+    /// An empty list of frames.
+    [[nodiscard]] std::vector<Gfn> frames()
+    {
+        frames_.clear();
+        return std::move(frames_);
+    }
+    void keep(std::vector<Gfn> frames)
+    {
+        if (frames.capacity() > frames_.capacity()) frames_ = std::move(frames);
+    }
     void shrink(std::vector<AccessRecord>& operands, std::size_t count)
     {
         while (operands.size() > count) {
@@ -64,6 +74,11 @@ private:
     }
     void keep(SetRecord& old) { segments_ = std::move(old.segments); }
     void keep(PageRecord& old) { entries_ = std::move(old.entries); }
+    void keep(LogDirtyRecord& old)
+    {
+        if (old.expect) keep(std::move(*old.expect));
+    }
+    void keep(SecureFramesRecord& old) { keep(std::move(old.gfns)); }
     template <class T>
     void keep(T& /*old*/)
     {
@@ -72,6 +87,7 @@ private:
     void hand_out(InstructionRecord& fresh) { fresh.operands = std::move(operands_); }
     void hand_out(SetRecord& fresh) { fresh.segments = std::move(segments_); }
     void hand_out(PageRecord& fresh) { fresh.entries = std::move(entries_); }
+    void hand_out(SecureFramesRecord& fresh) { fresh.gfns = frames(); }
     template <class T>
     void hand_out(T& /*fresh*/)
     {
@@ -80,6 +96,7 @@ private:
     std::vector<Content> contents_;
     std::vector<AccessRecord> operands_;
     std::vector<SegmentUpdate> segments_;
+    std::vector<Gfn> frames_;
     decltype(PageRecord::entries) entries_;
 };
 

@@ -32,6 +32,10 @@ const std::vector<std::string> kRecords{
     R"({"op":"invpcid","type":0,"pcid":5,"la":"0x1000"})",
     R"({"op":"page","gfn":"0x10","width":8,"entries":[[0,"0x67"],[511,"0x8000000000000063"]]})",
     R"({"op":"expect_memory","gpa":"0x10","size":4,"value":"0x67","ignore":"0x20"})",
+    R"({"op":"p2m_set","gfn":"0x10","mfn":"0x20","count":2,"type":"ram_ro","access":"rx"})",
+    R"({"op":"log_dirty","action":"clean","expect":["0x10",17]})",
+    R"({"op":"mem_access","gfn":"0x10","count":2,"access":"n2rwx","listener":"attached","required":false})",
+    R"({"op":"write","la":1,"event":{"kind":"mem_access","gfn":"0x10","rights":"rw"}})",
     R"({"op":"mark","name":"a\"\u00e4\\"})",
 };
 
@@ -39,7 +43,7 @@ std::string lines()
 {
     std::string text = kHeaderLine;
     for (const std::string& record : kRecords) text += record + "\n";
-    return text + "{\"op\":\"end\",\"records\":11}\n";
+    return text + "{\"op\":\"end\",\"records\":15}\n";
 }
 
 std::string document()

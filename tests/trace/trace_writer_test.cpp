@@ -34,7 +34,7 @@ public:
 
     Record record()
     {
-        switch (below(15)) {
+        switch (below(19)) {
         case 0: return instruction();
         case 1: return set();
         case 2: return register_write();
@@ -71,11 +71,49 @@ public:
                 record.gfns.push_back(Gfn{gfn});
             return record;
         }
+        case 13: {
+            P2mSetRecord set{frame(), 1 + below(9), {}, static_cast<P2mType>(below(kP2mTypes)), {}};
+            if (has_frame(set.type) && chance(2)) set.mfn = Mfn{frame().number()};
+            if (chance(2)) set.access = mem_access();
+            return set;
+        }
+        case 14: return P2mClearRecord{frame(), 1 + below(9)};
+        case 15: {
+            LogDirtyRecord log;
+            log.action = static_cast<LogDirtyRecord::Action>(below(4));
+            const bool reads =
+                log.action == LogDirtyRecord::Action::peek || log.action == LogDirtyRecord::Action::clean;
+            if (!reads || chance(3)) return log;
+            log.expect.emplace();
+            for (std::uint64_t gfn = below(4); !chance(4); gfn += 1 + below(40))
+                log.expect->push_back(Gfn{gfn});
+            return log;
+        }
+        case 16: return mem_access_record();
         default: return access(true);
         }
     }
 
 private:
+    /// Some with room for eight more below 52 bits.
+    Gfn frame() { return Gfn{(number() & ((1ull << 40) - 1)) & ~15ull}; }
+    MemAccess mem_access() { return static_cast<MemAccess>(below(kMemAccessTypes)); }
+    MemAccessRecord mem_access_record()
+    {
+        using Target = MemAccessRecord::Target;
+        MemAccessRecord rights;
+        rights.target = static_cast<Target>(below(3));
+        if (rights.target == Target::frames) {
+            rights.gfn = frame();
+            rights.count = 1 + below(9);
+        }
+        if (rights.target == Target::domain_default || (rights.target == Target::frames && chance(2)))
+            rights.access = mem_access();
+        if (chance(2)) rights.attached = chance(2);
+        if (rights.target == Target::none || chance(2)) rights.required = chance(2);
+        return rights;
+    }
+
     std::uint64_t below(std::uint64_t limit) { return random_() % limit; }
     bool chance(unsigned one_in) { return below(one_in) == 0; }
     /// Numbers of all lengths, the extremes among them.
@@ -137,6 +175,10 @@ private:
             if (chance(2)) access.gpa = number();
             const bool crosses = (access.address & kPageOffsetMask) + access.bytes > kPageBytes;
             if (crosses && chance(2)) access.gpa2 = number();
+        }
+        if (chance(5)) {
+            const std::uint64_t rights = 1 + below(7);
+            access.event = {frame(), {(rights & 1) != 0, (rights & 2) != 0, (rights & 4) != 0}};
         }
         return access;
     }
@@ -242,6 +284,32 @@ TEST_CASE("the text of a record", "[trace][writer]")
     CHECK(to_json_line(Record{PageRecord{Gfn{0x1000}, 8, {{0, 0x67}, {511, 0}}}}) ==
           R"({"op":"page","gfn":"0x1000","width":8,"entries":[[0,"0x67"],[511,"0x0"]]})");
     CHECK(to_json_line(Record{MarkRecord{"a\"b"}}) == R"({"op":"mark","name":"a\"b"})");
+    access.fault.reset();
+    access.event = {Gfn{0x30}, {true, true, false}};
+    CHECK(to_json_line(Record{access}) ==
+          R"({"op":"write","va":"0x7ffc1040","seg":"fs","size":2,"value":"0x1234","cpl":3,)"
+          R"("event":{"kind":"mem_access","gfn":"0x30","rights":"rw"}})");
+    CHECK(to_json_line(Record{P2mSetRecord{Gfn{0x30}, 2, Mfn{0x50}, P2mType::ram_ro, MemAccess::rx}}) ==
+          R"({"op":"p2m_set","gfn":"0x30","mfn":"0x50","count":2,"type":"ram_ro","access":"rx"})");
+    CHECK(to_json_line(Record{P2mSetRecord{}}) == R"({"op":"p2m_set","gfn":"0x0","type":"ram_rw"})");
+    CHECK(to_json_line(Record{P2mClearRecord{Gfn{0x30}, 2}}) ==
+          R"({"op":"p2m_clear","gfn":"0x30","count":2})");
+    LogDirtyRecord log;
+    log.action = LogDirtyRecord::Action::clean;
+    CHECK(to_json_line(Record{log}) == R"({"op":"log_dirty","action":"clean"})");
+    log.expect = {Gfn{1}, Gfn{0x20}};
+    CHECK(to_json_line(Record{log}) == R"({"op":"log_dirty","action":"clean","expect":["0x1","0x20"]})");
+    MemAccessRecord rights;
+    rights.target = MemAccessRecord::Target::frames;
+    rights.count = 3;
+    rights.attached = rights.required = true;
+    CHECK(
+        to_json_line(Record{rights}) ==
+        R"({"op":"mem_access","gfn":"0x0","count":3,"access":"default","listener":"attached","required":true})");
+    rights = {};
+    rights.target = MemAccessRecord::Target::domain_default;
+    rights.access = MemAccess::n;
+    CHECK(to_json_line(Record{rights}) == R"({"op":"mem_access","default":true,"access":"n"})");
     CHECK(to_json_line(Record{EndRecord{5}}) == R"({"op":"end","records":5})");
 }
 

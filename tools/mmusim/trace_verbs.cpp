@@ -33,6 +33,10 @@ struct OpName {
     std::string operator()(const ResetRecord&) const { return "reset"; }
     std::string operator()(const MarkRecord&) const { return "mark"; }
     std::string operator()(const ShadowBlowRecord&) const { return "shadow_blow"; }
+    std::string operator()(const P2mSetRecord&) const { return "p2m_set"; }
+    std::string operator()(const P2mClearRecord&) const { return "p2m_clear"; }
+    std::string operator()(const LogDirtyRecord&) const { return "log_dirty"; }
+    std::string operator()(const MemAccessRecord&) const { return "mem_access"; }
     std::string operator()(const SecureFramesRecord&) const { return "secure_frames"; }
     std::string operator()(const SecureModeRecord&) const { return "secure_mode"; }
     std::string operator()(const EndRecord&) const { return "end"; }

@@ -103,12 +103,19 @@ private:
     void replay_record(const ResetRecord& record);
     void replay_record(const MarkRecord& record);
     void replay_record(const ShadowBlowRecord& record);
+    void replay_record(const P2mSetRecord& record);
+    void replay_record(const P2mClearRecord& record);
+    void replay_record(const LogDirtyRecord& record);
+    void replay_record(const MemAccessRecord& record);
     void replay_record(const SecureFramesRecord& record);
     void replay_record(const SecureModeRecord& record);
     void replay_record(const EndRecord& record);
 
     /// Throws where there is no hypervisor that could do what the record says.
     void need_hypervisor(std::string_view op) const;
+    /// Throws where there is no memory behind the frame, as the P2M says now.
+    void need_ram(Gfn frame, std::string_view key) const;
+    void change_p2m(Gfn first, std::uint64_t count, P2mType type, MemAccess access, std::optional<Mfn> mfn);
     void count(AccessKind kind);
     /// Counts, completes and checks one access whose translation is known.
     void complete(const AccessRecord& access, const Placed& placed);

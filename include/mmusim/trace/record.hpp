@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -19,6 +20,7 @@
 
 #include <mmusim/p2m/frame_layout.hpp>
 #include <mmusim/p2m/guest_ram.hpp>
+#include <mmusim/p2m/p2m_type.hpp>
 #include <mmusim/words/access.hpp>
 #include <mmusim/words/address.hpp>
 #include <mmusim/words/cpuid.hpp>
@@ -53,6 +55,14 @@ struct ExpectedFault {
     friend bool operator==(const ExpectedFault&, const ExpectedFault&) = default;
 };
 
+/// The mem_access event that an access is expected to raise.
+struct MemAccessEventExpectation {
+    Gfn gfn;
+    FrameRights rights;  ///< those that the access asked for: one at least
+
+    friend bool operator==(const MemAccessEventExpectation&, const MemAccessEventExpectation&) = default;
+};
+
 inline constexpr std::uint32_t kMaxAccessBytes = 4096;
 
 /// `read`, `write`, `fetch`.
@@ -70,6 +80,7 @@ struct AccessRecord {
     std::optional<std::uint64_t> gpa;
     std::optional<std::uint64_t> gpa2;
     std::optional<ExpectedFault> fault;
+    std::optional<MemAccessEventExpectation> event;
 
     friend bool operator==(const AccessRecord&, const AccessRecord&) = default;
 };
@@ -183,6 +194,52 @@ struct ShadowBlowRecord {
     friend bool operator==(const ShadowBlowRecord&, const ShadowBlowRecord&) = default;
 };
 
+/// `p2m_set`: what stands behind `count` guest frames from `gfn` on.
+struct P2mSetRecord {
+    Gfn gfn;
+    std::uint64_t count = 1;
+    std::optional<Mfn> mfn;  ///< of the first; absent: each keeps the machine frame that it has
+    P2mType type = P2mType::ram_rw;
+    std::optional<MemAccess> access;  ///< absent: the current default
+
+    friend bool operator==(const P2mSetRecord&, const P2mSetRecord&) = default;
+};
+
+/// `p2m_clear`: nothing stands behind them any more.
+struct P2mClearRecord {
+    Gfn gfn;
+    std::uint64_t count = 1;
+
+    friend bool operator==(const P2mClearRecord&, const P2mClearRecord&) = default;
+};
+
+/// `log_dirty`: the hypervisor's record of the frames that the guest has written.
+struct LogDirtyRecord {
+    enum class Action : std::uint8_t { enable, peek, clean, disable };
+    Action action = Action::enable;
+    std::optional<std::vector<Gfn>> expect;  ///< of `peek` and `clean`: the dirty frames; each stands once
+
+    friend bool operator==(const LogDirtyRecord&, const LogDirtyRecord&) = default;
+};
+inline constexpr std::array<std::string_view, 4> kLogDirtyActionNames{"enable", "peek", "clean", "disable"};
+
+/// `mem_access`: what the listener is, and rights to frames; settings take effect first.
+struct MemAccessRecord {
+    enum class Target : std::uint8_t {
+        none,            ///< settings only
+        frames,          ///< `count` of them from `gfn` on
+        domain_default,  ///< frames that come later
+    };
+    Target target = Target::none;
+    Gfn gfn;
+    std::uint64_t count = 1;
+    std::optional<MemAccess> access;  ///< of a target; absent: what the default is now
+    std::optional<bool> attached;     ///< the listener; absent: stays as it is
+    std::optional<bool> required;     ///< the domain ends where an event has no listener; absent: as it is
+
+    friend bool operator==(const MemAccessRecord&, const MemAccessRecord&) = default;
+};
+
 /// `secure_frames`: from now on these, and no others, are the frames that only a vCPU in secure mode may have
 /// mapped.
 struct SecureFramesRecord {
@@ -208,6 +265,7 @@ struct EndRecord {
 
 using Record = std::variant<AccessRecord, InstructionRecord, SetRecord, RegisterWriteRecord, InvlpgRecord,
                             InvpcidRecord, PageRecord, PokeRecord, ExpectMemoryRecord, ResetRecord,
-                            MarkRecord, ShadowBlowRecord, SecureFramesRecord, SecureModeRecord, EndRecord>;
+                            MarkRecord, ShadowBlowRecord, P2mSetRecord, P2mClearRecord, LogDirtyRecord,
+                            MemAccessRecord, SecureFramesRecord, SecureModeRecord, EndRecord>;
 
 }  // namespace mmusim
