@@ -66,8 +66,9 @@ Result<Translation<space::GuestPhysical>, PageFault> Machine::guest_walk(unsigne
                                                        .rights = {}}}
             : walk_in(guest.paging, guest_memory_, guest.root, guest.rules, access, AdBits::leave);
     if (walked && shadow_) {
-        if (const auto refused = shadow_->refusal(index, guest, access, Gfn::of(walked->address)))
-            return *refused;
+        const Gfn frame = Gfn::of(walked->address);
+        if (const auto refused = shadow_->refusal(index, guest, access, frame)) return *refused;
+        if (const auto nothing = shadow_->nothing_behind(guest, access, frame)) return *nothing;
     }
     return walked;
 }

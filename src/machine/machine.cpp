@@ -706,6 +706,7 @@ void Machine::invpcid_natively(unsigned vcpu, InvpcidType type, unsigned pcid, L
 
 void Machine::poke(GuestPhysical at, std::span<const std::byte> bytes)
 {
+    if (p2m_.entry(Gfn::of(at)).type == P2mType::populate_on_demand) populate_on_demand(Gfn::of(at));
     if (oracle_) oracle_->before_store(at, bytes);
     guest_memory_.write(at, bytes);
     forget(Gfn::of(at));
@@ -748,7 +749,6 @@ void Machine::blow_shadows()
 std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mType type,
                                            std::optional<Mfn> mfn) const
 {
-    constexpr std::uint64_t kMachineFrames = std::uint64_t{1} << (kMaxPhysicalAddressBits - kPageShift);
     const std::uint64_t frames = std::uint64_t{1} << (config_.cpuid.physical_address_bits - kPageShift);
     if (native()) return Refusal{"native mode has no P2M"};
     if (count == 0) return Refusal{"no frame is named"};
@@ -764,8 +764,10 @@ std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mTy
     }
     if (!has_frame(type)) return std::nullopt;
     if (mfn) {
-        if (mfn->number() >= kMachineFrames || count > kMachineFrames - mfn->number())
-            return Refusal{"a machine frame lies beyond 52 address bits"};
+        // Above, shadow entries have their marks, where there is room for them.
+        const std::uint64_t machine_frames = std::uint64_t{1} << (machine_bits_ - kPageShift);
+        if (mfn->number() >= machine_frames || count > machine_frames - mfn->number())
+            return Refusal{"a machine frame lies beyond the machine's physical addresses"};
         if (pool_ && mfn->number() < pool_->number() + kPoolFrames && mfn->number() + count > pool_->number())
             return Refusal{"a machine frame is the hypervisor's"};
         return std::nullopt;
@@ -780,12 +782,12 @@ std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType 
                                         std::optional<Mfn> mfn)
 {
     if (const auto refused = refuse_p2m(first, count, type, mfn)) return refused;
-    for (std::uint64_t i = 0; i < count; ++i) {
-        if (!is_special(p2m_.entry(first + i).type)) continue;
+    const auto must_not_be_special = [&](Gfn frame) {
+        if (!is_special(p2m_.entry(frame).type)) return;
         throw DomainCrashed(fmt::format(
             "the hypervisor ended the domain: the P2M entry of frame {} is not to be changed (-EPERM)",
-            first + i));
-    }
+            frame));
+    };
     std::vector<std::pair<Gfn, P2mEntry>> changes;
     for (std::uint64_t i = 0; i < count; ++i) {
         const Gfn frame = first + i;
@@ -793,10 +795,14 @@ std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType 
         if (now.has_frame()) now.mfn = mfn ? *mfn + i : *p2m_.mfn_of(frame);
         if (is_hole(type)) now = P2mEntry{{}, type, MemAccess::rwx};
         if (now == p2m_.entry(frame)) continue;
-        // A machine frame is one guest frame's at most.
+        must_not_be_special(frame);
+        // A machine frame is one guest frame's at most. (One of those that change gets another.)
         if (now.has_frame()) {
             const auto alias = p2m_.gfn_of(now.mfn);
-            if (alias && *alias != frame) changes.emplace_back(*alias, P2mEntry{});
+            if (alias && !GfnRange{first, count}.contains(*alias)) {
+                must_not_be_special(*alias);
+                changes.emplace_back(*alias, P2mEntry{});
+            }
         }
         changes.emplace_back(frame, now);
     }
@@ -815,8 +821,14 @@ void Machine::change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
         }
     }
     std::vector<Gfn> frames;
-    for (const auto& change : changes) frames.push_back(change.first);
+    std::vector<Mfn> replaced;
+    for (const auto& change : changes) {
+        frames.push_back(change.first);
+        if (const auto old = p2m_.mfn_of(change.first)) replaced.push_back(*old);
+    }
+    std::sort(replaced.begin(), replaced.end());
     const ShadowWork before = before_work();
+    for (unsigned i = 0; i < vcpus_.size(); ++i) shadow_->catch_up(i, vcpus_[i].guest);
     shadow_->before_p2m_change(frames);
     // Rows of them at once, so that they can be large pages.
     for (std::size_t i = 0; i < changes.size();) {
@@ -832,6 +844,15 @@ void Machine::change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
     shadow_->after_p2m_change();
     charge(0, before);
     settle_all();
+    // The guest may have taken an entry away and not flushed: Xen flushes before the frame is used again.
+    for (unsigned i = 0; i < vcpus_.size(); ++i) {
+        bool held = false;
+        vcpus_[i].mmu->for_each_translation([&](const TlbSpec&, TlbTag, const TlbContent& content) {
+            const Mfn frame = Mfn::of(MachineAddress{content.frame});
+            held |= std::binary_search(replaced.begin(), replaced.end(), frame);
+        });
+        if (held) flush_hardware(i);
+    }
 }
 
 void Machine::populate_on_demand(Gfn frame)
@@ -841,8 +862,8 @@ void Machine::populate_on_demand(Gfn frame)
             "the hypervisor ended the domain: no memory is left to populate frame {} on demand", frame));
     }
     const Mfn mfn = *pool_ + (kShadowFrames + populated_++);
-    const P2mEntry old = p2m_.entry(frame);
-    p2m_.set(frame, 1, {mfn, P2mType::ram_rw, old.access});
+    const std::pair change{frame, P2mEntry{mfn, P2mType::ram_rw, p2m_.entry(frame).access}};
+    change_p2m({&change, 1});
 }
 
 void Machine::set_secure_frames(std::vector<Gfn> frames)
@@ -868,6 +889,7 @@ void Machine::set_secure_mode(unsigned vcpu, bool on)
 std::vector<std::string> Machine::audit() const
 {
     std::vector<std::string> violations = shadow_ ? shadow_->audit() : std::vector<std::string>{};
+    if (p2m_.changed()) p2m_.audit(violations);
     for (unsigned i = 0; i < vcpus_.size(); ++i) {
         vcpus_[i].mmu->audit(violations);
         if (shadow_) audit_against_shadows(i, violations);

@@ -31,7 +31,7 @@ std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rul
     if (rules.reserved_bit_set(entry.raw(), 1)) return 0;
     const Gfn frame = frame_under(entry, 1, true);
     const P2mEntry behind = e_->p2m_->entry(frame);
-    if (!behind.has_frame()) return is_hole(behind.type) ? e_->mmio_mark(frame, entry.raw()) : 0;
+    if (!behind.has_frame()) return behind.type == P2mType::mmio_dm ? e_->mmio_mark(frame, entry.raw()) : 0;
     std::uint64_t flags = propagated_flags(entry, 1, rules);
     if (flags == 0 || e_->withheld(frame, role)) return 0;
     if (is_read_only(behind.type)) flags &= ~pte::kWritable;
@@ -45,7 +45,8 @@ template <PagingMode Guest>
 std::uint64_t ShadowMmu<Guest>::piece_for(Gfn frame, std::uint8_t role, bool writes_table) const
 {
     const P2mEntry behind = e_->p2m_->entry(frame);
-    if (!behind.has_frame()) return is_hole(behind.type) ? e_->mmio_mark(frame, kSplinterFlags) : 0;
+    if (!behind.has_frame())
+        return behind.type == P2mType::mmio_dm ? e_->mmio_mark(frame, kSplinterFlags) : 0;
     if (e_->withheld(frame, role)) return 0;
     std::uint64_t flags = splinter_flags(role);
     if (is_read_only(behind.type)) flags &= ~pte::kWritable;
@@ -144,7 +145,7 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
                 child =
                     cache.find(leaf ? splinter_key(frame, level - 1, splinter_role(entry.key(), 0, key.role))
                                     : table_key(frame, level - 1, key.role));
-            } else {
+            } else if (e_->p2m_->entry(frame).type != P2mType::populate_on_demand) {
                 fine = false;
             }
             if (child != kNoShadow && flags != 0) {

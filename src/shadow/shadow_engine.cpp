@@ -107,6 +107,8 @@ FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& gue
         const GuestPhysical at{access.address.value()};
         if (const auto refused = refusal(vcpu, guest, access, Gfn::of(at)))
             return {FaultAnswer::Kind::guest, *refused, {}};
+        if (const auto nothing = nothing_behind(guest, access, Gfn::of(at)))
+            return {FaultAnswer::Kind::guest, *nothing, {}};
         emulation_ = {vcpu, kTwoLevel.entry_bytes, std::nullopt};
         return {FaultAnswer::Kind::emulated, {}, at};
     }
@@ -521,6 +523,12 @@ std::vector<std::string> ShadowEngine::audit() const
             const Mfn mfn{(entry & pte::kFrame) >> kPageShift};
             if ((entry & pte::kPresent) == 0 || magic::is_mark(entry)) continue;
             const auto page = p2m_->gfn_of(mfn);
+            if (page && (entry & pte::kWritable) != 0 && is_read_only(p2m_->entry(*page).type)) {
+                violations.push_back(
+                    fmt::format("{} of frame {}, entry {}: maps frame {} writable, which is {}",
+                                to_string(shadow.key.type), shadow.key.frame, i, *page,
+                                name_of(p2m_->entry(*page).type)));
+            }
             const bool bare = keeps_views_apart() && page && withheld(*page, shadow.key.role);
             if (page && !bare) continue;
             violations.push_back(fmt::format("{} of frame {}, entry {}: {}", to_string(shadow.key.type),

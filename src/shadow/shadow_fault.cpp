@@ -183,6 +183,8 @@ FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu
         return {FaultAnswer::Kind::guest, walked.error(), {}};
     }
     count_walk_of_emulator(vcpu, guest, access, path, Gfn::of(walked->address));
+    if (const auto nothing = e_->nothing_behind(guest, access, Gfn::of(walked->address)))
+        return {FaultAnswer::Kind::guest, *nothing, {}};
     return emulated_at(vcpu, walked->address);
 }
 
@@ -369,6 +371,15 @@ FaultAnswer ShadowMmu<Guest>::emulate_write(unsigned vcpu, const GuestContext& g
 }
 
 template <PagingMode Guest>
+unsigned ShadowMmu<Guest>::pages_of_missing_roots(unsigned vcpu) const
+{
+    if (kFormat == TableFormat::bits64) return 1;
+    if (Guest == kTwoLevel) return 4;
+    const auto& ids = e_->vcpus_[vcpu].roots.ids;
+    return static_cast<unsigned>(std::count(ids.begin(), ids.end(), kNoShadow));
+}
+
+template <PagingMode Guest>
 template <class Tables>
 FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access,
                                     std::uint32_t error_code)
@@ -400,7 +411,7 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
             return {FaultAnswer::Kind::guest, walked.error(), {}};
         }
         if (e_->p2m_->changed()) {
-            if (const auto answer = answer_without_frame(access, guest, *walked, path)) return *answer;
+            if (const auto answer = answer_without_frame(vcpu, access, guest, *walked, path)) return *answer;
         }
         const std::uint32_t proved = guest.rules.control.access_bits(access) | pf::kPresent;
         mine.virtual_tlb.insert(access.address, Gfn::of(walked->address), proved);
@@ -410,7 +421,7 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         // the roots too.
         unsigned missing = Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1);
         const bool no_root = root_slot(vcpu, access.address) == kNoShadow;
-        if (no_root) missing += kFormat == TableFormat::bits64 ? 1 : 4;
+        if (no_root) missing += pages_of_missing_roots(vcpu);
         const bool had_room = e_->make_room(missing);
         if (no_root) {
             load_roots(vcpu, guest);
@@ -428,23 +439,20 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
 
 template <PagingMode Guest>
 std::optional<FaultAnswer> ShadowMmu<Guest>::answer_without_frame(
-    const Access& access, const GuestContext& guest, const Translation<space::GuestPhysical>& walked,
-    const WalkPath<space::GuestPhysical>& path)
+    unsigned vcpu, const Access& access, const GuestContext& guest,
+    const Translation<space::GuestPhysical>& walked, const WalkPath<space::GuestPhysical>& path)
 {
     const Gfn page = Gfn::of(walked.address);
-    const P2mType type = e_->p2m_->entry(page).type;
-    if (has_frame(type) || type == P2mType::mmio_dm) return std::nullopt;
-    if (type == P2mType::populate_on_demand)
+    if (e_->p2m_->entry(page).type == P2mType::populate_on_demand)
         return FaultAnswer{FaultAnswer::Kind::populate, {}, walked.address};
-    if (type == P2mType::ram_broken) {
-        throw DomainCrashed(
-            fmt::format("the hypervisor ended the domain: it used frame {}, which is broken", page));
-    }
+    const auto nothing = e_->nothing_behind(guest, access, page);
+    if (!nothing) return std::nullopt;
     ++e_->counters_.fault_bail_bad_gfn;
-    const std::uint32_t code = guest.rules.control.access_bits(access) | pf::kPresent;
+    e_->vcpus_[vcpu].zero_written.reset();
+    e_->answer_flush(vcpu, GuestFlush::page_fault, access.address);
     end(ShadowEventKind::not_shadow, path, std::nullopt,
-        [&](ShadowEvent& event) { event.guest_error_code = code; });
-    return FaultAnswer{FaultAnswer::Kind::guest, {access.address, code, FaultCause::rights, 1}, {}};
+        [&](ShadowEvent& event) { event.guest_error_code = nothing->error_code; });
+    return FaultAnswer{FaultAnswer::Kind::guest, *nothing, {}};
 }
 
 template <PagingMode Guest>

@@ -84,6 +84,8 @@ private:
     [[nodiscard]] GuestWalk walk_guest(Tables& tables, unsigned vcpu, const GuestContext& guest,
                                        const Access& access, WalkPath<space::GuestPhysical>& path);
     [[nodiscard]] ShadowId& root_slot(unsigned vcpu, LinearAddress address);
+    /// Of a vCPU that has not all: at most so many.
+    [[nodiscard]] unsigned pages_of_missing_roots(unsigned vcpu) const;
     void count_walk(const WalkPath<space::GuestPhysical>& path);
     /// The walk of an emulated access, unless the virtual TLB has it. (It is done all the same: what the
     /// virtual TLB would say may be stale.)
@@ -146,8 +148,8 @@ private:
     void empty_for_use(ShadowId shadow, bool globals_too);
     /// Of a page whose P2M type has no frame, and is no device's.
     [[nodiscard]] std::optional<FaultAnswer> answer_without_frame(
-        const Access& access, const GuestContext& guest, const Translation<space::GuestPhysical>& walked,
-        const WalkPath<space::GuestPhysical>& path);
+        unsigned vcpu, const Access& access, const GuestContext& guest,
+        const Translation<space::GuestPhysical>& walked, const WalkPath<space::GuestPhysical>& path);
     /// Shadows of the walk's path, and the entry of its page. `had_room`: nothing had to give way for it.
     [[nodiscard]] FaultAnswer build(unsigned vcpu, const GuestContext& guest, const Access& access,
                                     const Translation<space::GuestPhysical>& walked,

@@ -158,6 +158,12 @@ TEST_CASE("p2m: entries in EPT and NPT permit what type and access permit, as fa
     CHECK(encode(P2mFormat::npt, ram(0x1234), 1) == 0x1c00'0000'0123'4007);
     CHECK(encode(P2mFormat::npt, ram(0x1200, P2mType::grant_map_ro), 2) == 0x9c80'0000'0120'0085);
     CHECK(table_entry(P2mFormat::ept, Mfn{0x77}) == 0x7'7007);
+    // All fields of this one are 0, and yet it is an entry.
+    for (const P2mFormat format : {P2mFormat::ept, P2mFormat::npt}) {
+        const P2mEntry zero{Mfn{0}, P2mType::ram_rw, MemAccess::n};
+        CHECK(decode(encode(format, zero, 1)) == zero);
+        CHECK(letters(rights_in(format, encode(format, zero, 1))) == "---");
+    }
 }
 
 TEST_CASE("p2m: a page that is split says what it said, and merges again", "[p2m]")

@@ -54,6 +54,9 @@ inline constexpr std::uint64_t kDirty = 1u << 9;
 /// Where both formats keep what only the hypervisor reads.
 inline constexpr unsigned kP2mTypeShift = 52, kP2mAccessShift = 58;
 
+/// In an NPT entry that is not present though it has a frame: all else may be 0.
+inline constexpr std::uint64_t kNotNothing = 1u << 11;
+
 /// The entry as bits, for a page of `level`. Nothing is 0; another absent entry keeps its type.
 [[nodiscard]] constexpr std::uint64_t encode(P2mFormat format, const P2mEntry& entry, int level)
 {
@@ -71,7 +74,7 @@ inline constexpr unsigned kP2mTypeShift = 52, kP2mAccessShift = 58;
         return raw | ept::kWriteBack | (level > 1 ? ept::kPage : 0);
     }
     if (level > 1) raw |= pte::kPageSize;
-    if (!rights.read) return raw;
+    if (!rights.read) return raw | kNotNothing;
     return raw | pte::kPresent | pte::kUser | (rights.write ? pte::kWritable : 0) |
            (rights.execute ? 0 : pte::kNoExecute);
 }

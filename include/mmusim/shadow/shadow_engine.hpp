@@ -181,6 +181,14 @@ public:
     [[nodiscard]] std::optional<PageFault> refusal(unsigned vcpu, const GuestContext& guest,
                                                    const Access& access, Gfn frame) const;
 
+    /// The page fault that the guest gets for an access whose frame's P2M entry says that there is nothing,
+    /// not even a device (reference/xen.md B9 step 8). Throws DomainCrashed where the frame is broken.
+    [[nodiscard]] std::optional<PageFault> nothing_behind(const GuestContext& guest, const Access& access,
+                                                          Gfn frame) const
+    {
+        return p2m_->changed() ? look_for_nothing(guest, access, frame) : std::nullopt;
+    }
+
     // A list of CR3 values, as a CPU's: MOV CR3 to one of them does not exit, once its root is prepared.
 
     /// The vCPU's roots, just loaded, are those of value number `target`.
@@ -292,7 +300,11 @@ private:
         const bool secure = secure_frames_.shared() ? vcpus_[current_].secure : (role & kSecureRole) != 0;
         return !secure && secure_frames_.contains(frame);
     }
+    [[nodiscard]] std::optional<PageFault> look_for_nothing(const GuestContext& guest, const Access& access,
+                                                            Gfn frame) const;
     void release_roots(Vcpu& vcpu);
+    /// No vCPU has a shadow of the frame as a root any more: one that did makes its roots anew.
+    void leave_roots(Gfn frame);
     /// The root that the vCPU leaves stays at hand; the one left longest ago goes.
     void keep_previous_root(Vcpu& vcpu, ShadowId left);
     void release(const Roots& roots);
