@@ -41,6 +41,7 @@ std::uint64_t check_coverage(const std::vector<stress::Coverage>& coverage)
         CHECK(seen.emulated * 50 > seen.steps);
         CHECK(seen.secure * 1000 > seen.steps);
         CHECK(seen.withheld * 1000 > seen.steps);
+        CHECK(seen.remapped * 100 > seen.steps);
         const auto declared = contestants[i].make(0).policy()->declared();
         if (!declared.coherent()) CHECK(seen.stale > 0);
         if (declared.sizes.out_of_sync != 0 && !declared.coherent()) CHECK(seen.unsynced > 0);

@@ -79,6 +79,15 @@ std::optional<unsigned> perform(reference::Machine& machine, const Record& step)
             machine.memory.write(page->gfn.address(at).value(), 8, 0);
         for (const auto& [index, value] : page->entries)
             machine.memory.write(page->gfn.address(index * page->width).value(), page->width, value);
+    } else if (const auto* set = std::get_if<P2mSetRecord>(&step)) {
+        const auto slot = set->mfn ? std::optional{set->mfn->number()} : std::nullopt;
+        if (set->type == P2mType::populate_on_demand) {
+            machine.memory.put_empty(set->gfn.number(), set->count);
+        } else {
+            machine.memory.put(set->gfn.number(), set->count, slot, set->type == P2mType::ram_ro);
+        }
+    } else if (const auto* clear = std::get_if<P2mClearRecord>(&step)) {
+        machine.memory.take(clear->gfn.number(), clear->count);
     } else if (const auto* frames = std::get_if<SecureFramesRecord>(&step)) {
         machine.secure_frames.clear();
         for (const Gfn frame : frames->gfns) machine.secure_frames.insert(frame.number());
@@ -169,7 +178,7 @@ void complete(reference::Machine& machine, unsigned vcpu, Operands operands, con
         const AccessRecord& operand = *operands[part.operand];
         for (std::uint32_t k = 0; k < part.bytes; ++k, ++byte) {
             if (operand.kind != AccessKind::write || operand.content.empty()) continue;
-            machine.memory.write(outcome.address(pages, i) + k, 1,
+            machine.memory.store(outcome.address(pages, i) + k, 1,
                                  std::to_integer<std::uint64_t>(operand.content[byte]));
         }
     }
@@ -187,6 +196,7 @@ const std::array<GfnRange, 5> kRam{{{Gfn{0}, kLowFrames},
                                     {Gfn{0x400}, 4},          // in the second 4 MiB page
                                     {Gfn{0x40000}, 4},        // in the second 1 GiB page
                                     {Gfn{0x100000}, 4}}};     // above 4 GiB
+constexpr std::uint64_t kSpareFrames = 0x700'0000;            // machine frames that no layout uses
 constexpr std::array<unsigned, 5> kIndices{0, 1, 2, 3, 511};  // of a table with 512 entries
 constexpr std::array<unsigned, 6> kIndices32{0, 1, 2, 511, 512, 1023};
 
@@ -219,6 +229,7 @@ public:
         , home_{home}
         , settled_{seed % 2 == 0}
         , secure_{seed % 8 >= 6}
+        , remaps_{seed % 8 >= 3 && seed % 8 <= 6}
         , reference_{reference_for(header())}
     {
     }
@@ -265,11 +276,13 @@ private:
     void invalidate();
     void from_outside();
     void secure_view();
+    void change_p2m();
 
     support::Random64 random_;
     P home_;
     bool settled_;  // all vCPUs have paging on and keep to one mode
     bool secure_;   // frames are made secure, vCPUs go in and out of secure mode
+    bool remaps_;   // the P2M changes
     GuestProgram program_;
     reference::Machine reference_;
     unsigned vcpu_ = 0;
@@ -537,6 +550,7 @@ void Generator::operate()
 {
     vcpu_ = random_.below(static_cast<unsigned>(reference_.cpus.size()));
     if (secure_ && random_.percent(12)) return secure_view();
+    if (remaps_ && random_.percent(6)) return change_p2m();
     const unsigned what = random_.below(100);
     const bool astray = !settled_ && cpu().paging() != home_;
     if (settled_ && (what < 30 || what >= 94)) {
@@ -778,6 +792,38 @@ void Generator::secure_view()
             secure.gfns.push_back(frame);
     }
     emit(secure);
+}
+
+/// Frames get other memory, none, memory that they share with nobody, or what they have as something else.
+/// Tables mostly get entries again: else no program gets far.
+void Generator::change_p2m()
+{
+    const std::uint64_t frame = any_frame();
+    const std::uint64_t count = random_.percent(80) ? 1 : 1 + random_.below(3);
+    const unsigned what = random_.below(100);
+    if (what < 20) {
+        emit(P2mClearRecord{Gfn{frame}, count});
+    } else {
+        P2mSetRecord set;
+        set.gfn = Gfn{frame};
+        set.count = count;
+        if (what < 40) {
+            set.type = P2mType::populate_on_demand;
+        } else {
+            constexpr std::array kTypes{P2mType::ram_rw, P2mType::ram_rw, P2mType::ram_ro,
+                                        P2mType::ram_logdirty};
+            set.type = random_.one_of(kTypes);
+            if (what < 75) set.mfn = Mfn{kSpareFrames + random_.below(8)};
+        }
+        emit(set);
+    }
+    if (frame >= kTables || !random_.percent(80)) return;
+    const unsigned bytes = format() == P::two_level ? 4 : 8;
+    const unsigned level = level_of(frame, format());
+    for (unsigned i = 0; i < 6; ++i) {
+        const std::uint64_t value = entry(format(), level);
+        poke(frame * 4096 + entry_offset(format()), bytes, value);
+    }
 }
 
 }  // namespace

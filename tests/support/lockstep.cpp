@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -130,7 +131,7 @@ void Coverage::add(const Coverage& more)
     for (std::uint64_t Coverage::*count :
          {&Coverage::steps, &Coverage::placed, &Coverage::faults, &Coverage::stale, &Coverage::emulated,
           &Coverage::to_tables, &Coverage::unsynced, &Coverage::no_room, &Coverage::secure,
-          &Coverage::withheld, &Coverage::unseen}) {
+          &Coverage::withheld, &Coverage::unseen, &Coverage::remapped}) {
         this->*count += more.*count;
     }
 }
@@ -304,13 +305,33 @@ void Lockstep::other(const Record& record)
         if (refused) out.fault = ExpectedFault{Vector::general_protection, 0, {}};
     } else {
         const bool needs_hypervisor = std::holds_alternative<SecureFramesRecord>(record) ||
-                                      std::holds_alternative<SecureModeRecord>(record);
+                                      std::holds_alternative<SecureModeRecord>(record) ||
+                                      std::holds_alternative<P2mSetRecord>(record) ||
+                                      std::holds_alternative<P2mClearRecord>(record);
         if (needs_hypervisor && setup_.config.mode == TranslationMode::native) return;
+        if (const auto* change = std::get_if<P2mSetRecord>(&record)) {
+            // Of a subset of a program's steps: there is nothing to keep.
+            dropped = machine_.set_p2m(change->gfn, change->count, change->type, MemAccess::rwx, change->mfn)
+                          .has_value();
+            if (dropped && (change->mfn || change->type == P2mType::populate_on_demand))
+                mismatch(Failure::Kind::answer, "a change of the P2M is refused");
+            if (dropped) return;
+        } else if (const auto* clear = std::get_if<P2mClearRecord>(&record)) {
+            if (machine_.set_p2m(clear->gfn, clear->count, P2mType::mmio_dm, MemAccess::rwx, std::nullopt))
+                mismatch(Failure::Kind::answer, "a change of the P2M is refused");
+        }
+        coverage_.remapped +=
+            std::holds_alternative<P2mSetRecord>(record) || std::holds_alternative<P2mClearRecord>(record);
         refused = perform(reference_, record);
+        const auto is_ram = [&](Gfn frame) { return reference_.memory.is_ram(frame.address().value()); };
+        if (auto* secure = std::get_if<SecureFramesRecord>(&traced))
+            std::erase_if(secure->gfns, std::not_fn(is_ram));
         if (const auto* poke = std::get_if<PokeRecord>(&record)) {
+            dropped = !is_ram(Gfn::of(poke->gpa));
             const auto bytes = bytes_of(poke->value);
             machine_.poke(poke->gpa, std::span{bytes}.first(poke->bytes));
         } else if (const auto* page = std::get_if<PageRecord>(&record)) {
+            dropped = !is_ram(page->gfn);
             machine_.clear_frame(page->gfn);
         } else if (std::holds_alternative<ShadowBlowRecord>(record)) {
             machine_.blow_shadows();
@@ -566,7 +587,7 @@ void Lockstep::move_data(Operands operands, const Pages& pages)
                 std::uint64_t word = 0;
                 std::memcpy(&word, bytes.data() + k, count);
                 if (write) {
-                    reference_.memory.write(at + k, count, word);
+                    reference_.memory.store(at + k, count, word);
                 } else if (reference_.memory.read(at + k, count) != word) {
                     mismatch(Failure::Kind::answer, "operand {} reads {:#x} at {:#x}", i, word, at + k);
                 }
@@ -614,19 +635,20 @@ void Lockstep::audit()
 void Lockstep::compare_memory()
 {
     std::array<std::uint64_t, 512> words{};
-    for (const GfnRange& range : machine_.config().ram) {
-        for (std::uint64_t i = 0; i < range.count; ++i) {
-            const Gfn frame = range.first + i;
-            machine_.peek(frame.address(), std::as_writable_bytes(std::span{words}));
-            for (std::uint64_t k = 0; k < 512; ++k) {
-                const std::uint64_t value = reference_.memory.words[frame.number() * 512 + k];
-                if (words[k] != value) {
-                    mismatch(Failure::Kind::memory, "memory at {:#x} is {:#x}, not {:#x}",
-                             frame.address(8 * k).value(), words[k], value);
-                }
+    const auto compare_frame = [&](Gfn frame) {
+        machine_.peek(frame.address(), std::as_writable_bytes(std::span{words}));
+        for (std::uint64_t k = 0; k < 512; ++k) {
+            const std::uint64_t value = reference_.memory.read(frame.address(8 * k).value(), 8);
+            if (words[k] != value) {
+                mismatch(Failure::Kind::memory, "memory at {:#x} is {:#x}, not {:#x}",
+                         frame.address(8 * k).value(), words[k], value);
             }
         }
+    };
+    for (const GfnRange& range : machine_.config().ram) {
+        for (std::uint64_t i = 0; i < range.count; ++i) compare_frame(range.first + i);
     }
+    for (const auto& [frame, behind] : reference_.memory.changed) compare_frame(Gfn{frame});
 }
 
 std::uint64_t Lockstep::machine_word(const reference::Entry& entry) const
@@ -680,8 +702,8 @@ std::vector<Record> Lockstep::take_trace()
 {
     // Accessed and dirty bits depend on what was cached, where something may be.
     const std::uint64_t ignored = exact_ ? 0 : 0x0000'0060'0000'0060;
-    for (const auto& [word, value] : reference_.memory.words.nonzero())
-        trace_.emplace_back(ExpectMemoryRecord{GuestPhysical{word * 8}, 8, value, ignored});
+    for (const auto& [address, value] : reference_.memory.nonzero())
+        trace_.emplace_back(ExpectMemoryRecord{GuestPhysical{address}, 8, value, ignored});
     return std::move(trace_);
 }
 

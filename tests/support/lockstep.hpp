@@ -66,6 +66,7 @@ struct Coverage {
     std::uint64_t secure = 0;     // pages accessed in secure frames
     std::uint64_t withheld = 0;   // #PF at a page whose first frame is secure
     std::uint64_t unseen = 0;     // MOV CR3 without an exit
+    std::uint64_t remapped = 0;   // changes of the P2M
 
     void add(const Coverage& more);
 };

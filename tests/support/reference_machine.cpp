@@ -65,19 +65,28 @@ bool Words::holds(const Words& other) const
     });
 }
 
-bool Memory::is_ram(u64 address) const
+Memory::Behind Memory::behind(u64 frame) const
 {
-    const u64 frame = address / 4096;
-    return std::any_of(ram.begin(), ram.end(), [&](const auto& range) {
+    if (const auto found = changed.find(frame); found != changed.end()) return found->second;
+    const bool is_ram = std::any_of(ram.begin(), ram.end(), [&](const auto& range) {
         return frame >= range.first && frame < range.first + range.second;
     });
+    return {is_ram ? std::optional{frame} : std::nullopt};
+}
+
+/// Where a word is; nowhere: in a slot that nothing is ever stored to.
+u64 Memory::place(u64 word) const
+{
+    if (changed.empty()) return word;
+    constexpr u64 kNowhere = u64{1} << 41;
+    return behind(word / Words::kPage).slot.value_or(kNowhere) * Words::kPage + word % Words::kPage;
 }
 
 u64 Memory::read(u64 address, unsigned bytes) const
 {
     const unsigned shift = address % 8 * 8;
-    u64 value = words[address / 8] >> shift;
-    if (shift + 8 * bytes > 64) value |= words[address / 8 + 1] << (64 - shift);
+    u64 value = words[place(address / 8)] >> shift;
+    if (shift + 8 * bytes > 64) value |= words[place(address / 8 + 1)] << (64 - shift);
     return value & bits(0, 8 * bytes - 1);
 }
 
@@ -88,9 +97,56 @@ void Memory::write(u64 address, unsigned bytes, u64 value)
         const unsigned shift = at % 8 * 8;
         const unsigned here = std::min(bytes - done, 8 - shift / 8);  // bytes in this word
         const u64 mask = bits(shift, shift + 8 * here - 1);
-        if (is_ram(at)) words.set(at / 8, (words[at / 8] & ~mask) | (value >> 8 * done << shift & mask));
+        const u64 word = place(at / 8);
+        if (is_ram(at)) words.set(word, (words[word] & ~mask) | (value >> 8 * done << shift & mask));
         done += here;
     }
+}
+
+void Memory::store(u64 address, unsigned bytes, u64 value)
+{
+    for (unsigned i = 0; i < bytes; ++i) {
+        if (!behind((address + i) / 4096).read_only) write(address + i, 1, value >> 8 * i & 0xff);
+    }
+}
+
+std::optional<u64> Memory::owner(u64 slot) const
+{
+    for (const auto& [frame, now] : changed) {
+        if (now.slot == slot) return frame;
+    }
+    if (changed.count(slot) == 0 && behind(slot).slot) return slot;
+    return std::nullopt;
+}
+
+void Memory::put(u64 frame, u64 count, std::optional<u64> slot, bool read_only)
+{
+    std::vector<std::optional<u64>> slots;
+    for (u64 i = 0; i < count; ++i) slots.push_back(slot ? *slot + i : behind(frame + i).slot);
+    for (u64 i = 0; i < count; ++i) {
+        if (const auto other = slots[i] ? owner(*slots[i]) : std::nullopt) changed[*other] = {};
+    }
+    for (u64 i = 0; i < count; ++i) changed[frame + i] = {slots[i], read_only};
+}
+
+void Memory::take(u64 frame, u64 count)
+{
+    for (u64 i = 0; i < count; ++i) changed[frame + i] = {};
+}
+
+void Memory::put_empty(u64 frame, u64 count)
+{
+    for (u64 i = 0; i < count; ++i) changed[frame + i] = {unused_++};
+}
+
+std::vector<std::pair<u64, u64>> Memory::nonzero() const
+{
+    std::vector<std::pair<u64, u64>> all;
+    for (const auto& [word, value] : words.nonzero()) {
+        if (const auto frame = owner(word / Words::kPage))
+            all.emplace_back((*frame * Words::kPage + word % Words::kPage) * 8, value);
+    }
+    return all;
 }
 
 // --- registers ---------------------------------------------------------------------------------------

@@ -72,14 +72,34 @@ private:
     mutable std::array<Remembered, 64> remembered_{};  // most look-ups end here
 };
 
-/// Guest-physical memory. What lies outside RAM reads as 0 and takes no store.
+/// Guest-physical memory. What lies outside RAM reads as 0 and takes no store. The frames of RAM at first are
+/// slots with the same numbers; the hypervisor may put other slots behind frames, or none.
 struct Memory {
-    std::vector<std::pair<std::uint64_t, std::uint64_t>> ram;  // first frame, number of frames
-    Words words;
+    struct Behind {
+        std::optional<std::uint64_t> slot;  // none: no RAM
+        bool read_only = false;             // the guest's stores have no effect
+    };
 
-    bool is_ram(std::uint64_t address) const;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> ram;  // first frame, number of frames
+    std::map<std::uint64_t, Behind> changed;                   // by frame
+    Words words;                                               // of slots
+
+    Behind behind(std::uint64_t frame) const;
+    bool is_ram(std::uint64_t address) const { return behind(address / 4096).slot.has_value(); }
     std::uint64_t read(std::uint64_t address, unsigned bytes) const;  // 1 to 8 bytes
     void write(std::uint64_t address, unsigned bytes, std::uint64_t value);
+    void store(std::uint64_t address, unsigned bytes, std::uint64_t value);  // by the guest
+    /// Slots from `slot` on, or those that are there; a slot is behind one frame at most.
+    void put(std::uint64_t frame, std::uint64_t count, std::optional<std::uint64_t> slot, bool read_only);
+    void take(std::uint64_t frame, std::uint64_t count);
+    void put_empty(std::uint64_t frame, std::uint64_t count);  // slots never used before
+    /// Address and value of each word of the guest's that is not 0.
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> nonzero() const;
+
+private:
+    std::uint64_t place(std::uint64_t word) const;
+    std::optional<std::uint64_t> owner(std::uint64_t slot) const;
+    std::uint64_t unused_ = std::uint64_t{1} << 40;
 };
 
 /// A translation of one page, as a TLB could hold it.
