@@ -157,9 +157,9 @@ Machine::Step Machine::missed(unsigned index, const Access& access, const PageFa
 Machine::Step Machine::step_of(const FaultAnswer& answer)
 {
     switch (answer.kind) {
-    case FaultAnswer::Kind::retry: break;
+    case FaultAnswer::Kind::retry:
+    case FaultAnswer::Kind::populate: break;  // (it has been)
     case FaultAnswer::Kind::guest: return faulted(answer.fault);
-    case FaultAnswer::Kind::populate: populate_on_demand(Gfn::of(answer.address)); break;
     case FaultAnswer::Kind::emulated:
         if (p2m_.changed() && p2m_.entry(Gfn::of(answer.address)).type == P2mType::populate_on_demand)
             populate_on_demand(Gfn::of(answer.address));

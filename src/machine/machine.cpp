@@ -377,7 +377,15 @@ void Machine::exit_for(unsigned index, const Access& access, std::uint32_t error
 {
     in_hypervisor(index, [&] {
         shadow_->catch_up(index, vcpus_[index].guest);
-        answer = shadow_->fault(index, vcpus_[index].guest, access, error_code);
+        const auto handle = [&] {
+            answer = shadow_->fault(index, vcpus_[index].guest, access, error_code);
+            return answer.kind == FaultAnswer::Kind::populate;
+        };
+        while (handle()) {
+            const auto change = on_demand(Gfn::of(answer.address));
+            put_into_p2m({&change, 1});
+            settle_all(index);
+        }
         return false;
     });
 }
@@ -812,6 +820,28 @@ std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType 
 
 void Machine::change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
 {
+    std::vector<Mfn> replaced;
+    for (const auto& change : changes) {
+        if (const auto old = p2m_.mfn_of(change.first)) replaced.push_back(*old);
+    }
+    std::sort(replaced.begin(), replaced.end());
+    const ShadowWork before = before_work();
+    put_into_p2m(changes);
+    charge(0, before);
+    settle_all();
+    // The guest may have taken an entry away and not flushed: Xen flushes before the frame is used again.
+    for (unsigned i = 0; i < vcpus_.size(); ++i) {
+        bool held = false;
+        vcpus_[i].mmu->for_each_translation([&](const TlbSpec&, TlbTag, const TlbContent& content) {
+            const Mfn frame = Mfn::of(MachineAddress{content.frame});
+            held |= std::binary_search(replaced.begin(), replaced.end(), frame);
+        });
+        if (held) flush_hardware(i);
+    }
+}
+
+void Machine::put_into_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
+{
     if (oracle_) {
         std::array<std::byte, kPageBytes> content;
         for (const auto& [frame, entry] : changes) {
@@ -821,13 +851,7 @@ void Machine::change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
         }
     }
     std::vector<Gfn> frames;
-    std::vector<Mfn> replaced;
-    for (const auto& change : changes) {
-        frames.push_back(change.first);
-        if (const auto old = p2m_.mfn_of(change.first)) replaced.push_back(*old);
-    }
-    std::sort(replaced.begin(), replaced.end());
-    const ShadowWork before = before_work();
+    for (const auto& change : changes) frames.push_back(change.first);
     for (unsigned i = 0; i < vcpus_.size(); ++i) shadow_->catch_up(i, vcpus_[i].guest);
     shadow_->before_p2m_change(frames);
     // Rows of them at once, so that they can be large pages.
@@ -842,27 +866,21 @@ void Machine::change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
         i += count;
     }
     shadow_->after_p2m_change();
-    charge(0, before);
-    settle_all();
-    // The guest may have taken an entry away and not flushed: Xen flushes before the frame is used again.
-    for (unsigned i = 0; i < vcpus_.size(); ++i) {
-        bool held = false;
-        vcpus_[i].mmu->for_each_translation([&](const TlbSpec&, TlbTag, const TlbContent& content) {
-            const Mfn frame = Mfn::of(MachineAddress{content.frame});
-            held |= std::binary_search(replaced.begin(), replaced.end(), frame);
-        });
-        if (held) flush_hardware(i);
-    }
 }
 
-void Machine::populate_on_demand(Gfn frame)
+std::pair<Gfn, P2mEntry> Machine::on_demand(Gfn frame)
 {
     if (!pool_ || populated_ == kSpareFrames) {
         throw DomainCrashed(fmt::format(
             "the hypervisor ended the domain: no memory is left to populate frame {} on demand", frame));
     }
     const Mfn mfn = *pool_ + (kShadowFrames + populated_++);
-    const std::pair change{frame, P2mEntry{mfn, P2mType::ram_rw, p2m_.entry(frame).access}};
+    return {frame, {mfn, P2mType::ram_rw, p2m_.entry(frame).access}};
+}
+
+void Machine::populate_on_demand(Gfn frame)
+{
+    const auto change = on_demand(frame);
     change_p2m({&change, 1});
 }
 

@@ -485,7 +485,7 @@ void Replayer::change_p2m(Gfn first, std::uint64_t count, P2mType type, MemAcces
                           std::optional<Mfn> mfn)
 {
     if (const auto refused = machine_.set_p2m(first, count, type, access, mfn))
-        throw RecordError(fmt::format("the P2M cannot change so: {}", refused->why), {});
+        throw RecordError(fmt::format("the P2M cannot change so: {}", refused->why), "op");
 }
 
 void Replayer::replay_record(const P2mSetRecord& record)

@@ -402,6 +402,10 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
     for (;;) {
         path = {};
         const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
+        if (walked && e_->is_on_demand(Gfn::of(walked->address))) {
+            --counters.fault;  // of which this is not yet the end
+            return {FaultAnswer::Kind::populate, {}, walked->address};
+        }
         count_walk(path);
         if (!walked) {
             ++counters.fault_bail_real_fault;
@@ -442,10 +446,7 @@ std::optional<FaultAnswer> ShadowMmu<Guest>::answer_without_frame(
     unsigned vcpu, const Access& access, const GuestContext& guest,
     const Translation<space::GuestPhysical>& walked, const WalkPath<space::GuestPhysical>& path)
 {
-    const Gfn page = Gfn::of(walked.address);
-    if (e_->p2m_->entry(page).type == P2mType::populate_on_demand)
-        return FaultAnswer{FaultAnswer::Kind::populate, {}, walked.address};
-    const auto nothing = e_->nothing_behind(guest, access, page);
+    const auto nothing = e_->nothing_behind(guest, access, Gfn::of(walked.address));
     if (!nothing) return std::nullopt;
     ++e_->counters_.fault_bail_bad_gfn;
     e_->vcpus_[vcpu].zero_written.reset();

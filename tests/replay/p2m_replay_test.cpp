@@ -508,3 +508,26 @@ TEST_CASE("what a change of the P2M costs under shadows", "[replay][p2m]")
         }
     }
 }
+
+TEST_CASE("memory is populated on demand within one exit", "[replay][p2m]")
+{
+    // reference/xen.md B9 step 8: the handler's own look-up populates, and goes on.
+    for (const NamedGuest& guest : paging_guests()) {
+        const std::string text = Header{}.line() + guest.records +
+                                 lines({
+                                     read("0x11000", R"("gpa":"0x31000")"),
+                                     R"({"op":"p2m_set","gfn":"0x20","type":"populate_on_demand"})",
+                                     R"({"op":"mark","name":"roi"})",
+                                     write("0x10000", 1, R"("gpa":"0x20000")"),
+                                 });
+        const Outcome outcome = replay_text(text);
+        INFO(guest.name << " " << outcome.error);
+        REQUIRE(outcome.phases.size() == 2);
+        const Statistics& roi = outcome.phases[1].statistics;
+        CHECK(roi.hardware.exits == 1);
+        CHECK(roi.shadow.fault == 1);
+        CHECK(roi.shadow.fault_fixed == 1);
+        CHECK(roi.shadow.guest_walk == 1);
+        CHECK(roi.hardware.flushes == 0);
+    }
+}

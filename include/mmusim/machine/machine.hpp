@@ -358,7 +358,10 @@ private:
                                                     std::optional<Mfn> mfn) const;
     /// Puts entries into the P2M; what they replace is no longer used by anybody afterwards.
     void change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes);
-    /// Gives a frame memory that is populated on demand.
+    /// The same without the time that it takes, and without the hardware's part.
+    void put_into_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes);
+    /// The change that gives a frame its memory, which is populated on demand.
+    [[nodiscard]] std::pair<Gfn, P2mEntry> on_demand(Gfn frame);
     void populate_on_demand(Gfn frame);
     [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;
     [[nodiscard]] static Access access_of(const Operand& operand, LinearAddress address);

@@ -302,6 +302,10 @@ private:
     }
     [[nodiscard]] std::optional<PageFault> look_for_nothing(const GuestContext& guest, const Access& access,
                                                             Gfn frame) const;
+    [[nodiscard]] bool is_on_demand(Gfn frame) const
+    {
+        return p2m_->changed() && p2m_->entry(frame).type == P2mType::populate_on_demand;
+    }
     void release_roots(Vcpu& vcpu);
     /// No vCPU has a shadow of the frame as a root any more: one that did makes its roots anew.
     void leave_roots(Gfn frame);
