@@ -154,6 +154,7 @@ void pages_in_order(benchmark::State& state, const Setup& setup)
 }
 
 constexpr auto kShadow = mmusim::TranslationMode::shadow;
+constexpr auto kNested = mmusim::TranslationMode::nested;
 
 }  // namespace
 
@@ -172,6 +173,12 @@ BENCHMARK_CAPTURE(recorded_kernel, golden_cove_shadow_clock_off,
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(recorded_kernel, golden_cove_shadow_blocking,
                   Setup{"golden_cove", ClockKind::blocking, kShadow})
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(recorded_kernel, golden_cove_nested_clock_off,
+                  Setup{"golden_cove", ClockKind::off, kNested})
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(recorded_kernel, golden_cove_nested_blocking,
+                  Setup{"golden_cove", ClockKind::blocking, kNested})
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(recorded_kernel, golden_cove_check_coherence,
                   Setup{"golden_cove", ClockKind::off, mmusim::TranslationMode::native, true})

@@ -31,10 +31,11 @@ struct Mmu::Loads {
 };
 
 Mmu::Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, const CycleLabels* labels,
-         bool program_uses_caches)
+         bool program_uses_caches, SecondLevel* second_level)
     : tables_{&tables}
     , names_{names}
     , labels_{labels}
+    , second_level_{second_level}
     , tags_pcids_{profile.tlbs.pcid}
     , timing_{profile.timing}
     , caches_{labels != nullptr ? profile.timing.data_caches : std::vector<CacheSpec>{},
@@ -97,6 +98,7 @@ void Mmu::reset()
     for (TlbArray& array : psc_arrays_) array.reset();
     for (Psc& psc : pscs_) psc.counters = {};
     walks_ = 0;
+    violation_.reset();
     ++epoch_;
     short_cut_hits_ = {};
     caches_.reset();
@@ -183,6 +185,7 @@ template <bool Timed>
 Result<Mmu::Place, PageFault> Mmu::walk_and_fill(const Access& access, Passage* passage, bool fresh,
                                                  bool absent)
 {
+    if (second_level_ != nullptr) return walk_nested<Timed>(access, passage, fresh, absent);
     const auto walked = [&] {
         switch (context_.paging) {
         case Paging::off:
@@ -203,16 +206,14 @@ Result<Mmu::Place, PageFault> Mmu::walk_and_fill(const Access& access, Passage* 
     page.content.origin = place.origin;
     page.content.attributes = {walked->rights, walked->page_shift, walked->dirty};
     if constexpr (Timed) page.content.ready_at = passage->now();
-    for (std::size_t u = chain.tlbs.size(); u-- > 0;) {
-        if (chain.tlbs[u]->spec().inclusion != Inclusion::exclusive) fill(chain, u, page, absent);
-    }
+    fill_all(chain, page, absent);
     return place;
 }
 
 template <PagingMode Mode>
-void Mmu::find_resume(LinearAddress address, WalkResume<space::Machine>& resume, Cycles& ready)
+const TlbContent* Mmu::find_resume(LinearAddress address, int& level)
 {
-    for (int level = 2; level <= Mode.root_level(); ++level) {
+    for (level = 2; level <= Mode.root_level(); ++level) {
         Psc& psc = pscs_[static_cast<std::size_t>(level)];
         if (psc.array == nullptr) continue;
         ++psc.counters.lookups;
@@ -221,11 +222,9 @@ void Mmu::find_resume(LinearAddress address, WalkResume<space::Machine>& resume,
         if (entry == TlbArray::kNone) continue;
         ++psc.counters.hits;
         psc.array->touch(entry);
-        const TlbContent& content = psc.array->content(entry);
-        resume = {level - 1, Mfn::of(MachineAddress{content.frame}), content.attributes.rights()};
-        ready = content.ready_at;
-        return;
+        return &psc.array->content(entry);
     }
+    return nullptr;
 }
 
 template <bool Timed, PagingMode Mode>
@@ -235,7 +234,11 @@ Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& acc
     ++walks_;
     WalkResume<space::Machine> resume;
     Cycles resume_ready = 0;
-    if (!fresh) find_resume<Mode>(access.address, resume, resume_ready);
+    int resume_level = 0;
+    if (const TlbContent* const found = fresh ? nullptr : find_resume<Mode>(access.address, resume_level)) {
+        resume = {resume_level - 1, Mfn::of(MachineAddress{found->frame}), found->attributes.rights()};
+        resume_ready = found->ready_at;
+    }
     Slots::Held walker{};
     if constexpr (Timed) {
         walker = walkers_.take(passage->now());
@@ -274,21 +277,31 @@ Result<Translation<space::Machine>, PageFault> Mmu::walk_pages(const Access& acc
         rights.user &= (load.raw & pte::kUser) != 0;
         rights.writable &= (load.raw & pte::kWritable) != 0;
         rights.no_execute |= Mode.has_nx && (load.raw & pte::kNoExecute) != 0;
-        const Psc& psc = pscs_[static_cast<std::size_t>(load.level)];
-        if (psc.array == nullptr) continue;
         TlbContent content;
         content.frame = Pte<Mode>{load.raw}.table_address();
         content.attributes = {rights, kPageShift, false};
         content.ready_at = load.ready;
-        const TlbTag tag{EntryKind::pde, page_number(access.address, Mode.shift(load.level)), context_.pcid,
-                         false};
-        TlbArray::Evicted evicted;
-        const bool absent = !fresh && first == 0;
-        const bool made_room =
-            psc.array->insert(tag, content, psc.owner != nullptr ? &evicted : nullptr, absent).evicted;
-        if (made_room && psc.owner != nullptr) evicted_by_pde(*psc.owner, evicted);
+        fill_psc(load.level, access.address, content, !fresh && first == 0);
     }
     return walked;
+}
+
+void Mmu::fill_psc(int level, LinearAddress address, const TlbContent& content, bool absent)
+{
+    const Psc& psc = pscs_[static_cast<std::size_t>(level)];
+    if (psc.array == nullptr) return;
+    const TlbTag tag{EntryKind::pde, page_number(address, psc.shift), context_.pcid, false};
+    TlbArray::Evicted evicted;
+    const bool made_room =
+        psc.array->insert(tag, content, psc.owner != nullptr ? &evicted : nullptr, absent).evicted;
+    if (made_room && psc.owner != nullptr) evicted_by_pde(*psc.owner, evicted);
+}
+
+void Mmu::fill_all(const Chain& chain, const Tlb::Page& page, bool absent)
+{
+    for (std::size_t u = chain.tlbs.size(); u-- > 0;) {
+        if (chain.tlbs[u]->spec().inclusion != Inclusion::exclusive) fill(chain, u, page, absent);
+    }
 }
 
 void Mmu::evicted_by_pde(Tlb& owner, const TlbArray::Evicted& evicted)
@@ -510,6 +523,12 @@ DataCaches::Load Mmu::load_lines(std::span<const Piece> pieces, Cycles start)
     }
     return last;
 }
+
+// For nested walks.
+template const TlbContent* Mmu::find_resume<kTwoLevel>(LinearAddress, int&);
+template const TlbContent* Mmu::find_resume<kPae>(LinearAddress, int&);
+template const TlbContent* Mmu::find_resume<kFourLevel>(LinearAddress, int&);
+template const TlbContent* Mmu::find_resume<kFiveLevel>(LinearAddress, int&);
 
 template Result<Mmu::Place, PageFault> Mmu::look_up<false>(const Access&, Passage*);
 template Result<Mmu::Place, PageFault> Mmu::look_up<true>(const Access&, Passage*);

@@ -144,6 +144,8 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access, Ag
 
 Machine::Step Machine::missed(unsigned index, const Access& access, const PageFault& fault, Again again)
 {
+    if (const auto violation = vcpus_[index].mmu->take_violation())
+        return violated(index, access, *violation);
     vcpus_[index].mmu->page_fault(access.address);
     if (shadow_) {
         // The hypervisor sets the dirty bit: whatever is translated again must not fault then.
@@ -179,6 +181,11 @@ Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access, 
 
 Machine::Step Machine::emulate(unsigned index, const Access& access)
 {
+    if (!shadow_) {
+        const Step step = emulate_nested(index, access);
+        if (step.kind == Step::Kind::fault) raise_page_fault(index, access.address);
+        return step;
+    }
     const ShadowWork before = before_work();
     const FaultAnswer answer = shadow_->emulated_access(index, vcpus_[index].guest, access);
     charge(index, before);
@@ -452,7 +459,7 @@ void Machine::store(const Placed& placed, std::span<const std::byte> bytes)
         done += part.bytes;
         if (p2m_.changed() && discards_writes(p2m_.entry(Gfn::of(part.address)).type)) continue;
         if (oracle_) oracle_->before_store(part.address, piece);
-        if (part.emulated) {
+        if (part.emulated && shadow_) {
             emulated.push_back({part.address, piece});
         } else {
             guest_memory_.write(part.address, piece);

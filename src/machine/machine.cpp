@@ -13,13 +13,14 @@ namespace mmusim {
 
 namespace {
 
-constexpr std::array<std::pair<TranslationMode, std::string_view>, 6> kModeNames{{
+constexpr std::array<std::pair<TranslationMode, std::string_view>, 7> kModeNames{{
     {TranslationMode::shadow, "shadow"},
     {TranslationMode::shadow_2_on_3, "2-on-3"},
     {TranslationMode::shadow_3_on_3, "3-on-3"},
     {TranslationMode::shadow_4_on_4, "4-on-4"},
     {TranslationMode::shadow_5_on_5, "5-on-5"},
     {TranslationMode::native, "native"},
+    {TranslationMode::nested, "nested"},
 }};
 
 /// Machine frames set aside for the hypervisor: 16 GiB of them. Leaf entries name frames of the guest, all
@@ -66,7 +67,8 @@ bool mode_fits(TranslationMode mode, Paging paging)
 {
     switch (mode) {
     case TranslationMode::shadow:
-    case TranslationMode::native: return true;
+    case TranslationMode::native:
+    case TranslationMode::nested: return true;
     case TranslationMode::shadow_2_on_3: return paging == Paging::off || paging == Paging::two_level;
     case TranslationMode::shadow_3_on_3: return paging == Paging::pae;
     case TranslationMode::shadow_4_on_4: return paging == Paging::four_level;
@@ -121,7 +123,7 @@ Machine::Machine(MachineConfig config)
     , table_memory_{pool_ || native() ? &machine_ : &bank_}
     , p2m_{make_p2m()}
     , guest_memory_{machine_, p2m_}
-    , tables_{*table_memory_}
+    , tables_{shadowed() ? *table_memory_ : machine_}
     , machine_bits_{machine_bits(std::max(layout_.end(), pool_.value_or(Mfn{}) + kPoolFrames))}
     , vcpus_(config_.vcpus)
 {
@@ -132,13 +134,16 @@ Machine::Machine(MachineConfig config)
     std::vector<std::string> caches;
     for (const TlbSpec& tlb : cpu.tlbs.tlbs) tlbs.push_back(tlb.name);
     for (const CacheSpec& cache : cpu.timing.data_caches) caches.push_back(cache.name);
-    labels_ = CycleLabels{std::move(tlbs), std::move(caches)};
+    labels_ = CycleLabels{std::move(tlbs), std::move(caches), nested()};
     for (Vcpu& vcpu : vcpus_) {
-        vcpu.mmu = std::make_unique<Mmu>(cpu, tables_, native() ? nullptr : &p2m_, timed ? &labels_ : nullptr,
-                                         config_.program_uses_caches);
+        if (nested())
+            vcpu.second_level = std::make_unique<SecondLevel>(*table_memory_, p2m_, config_.second_level);
+        vcpu.mmu =
+            std::make_unique<Mmu>(cpu, tables_, shadowed() ? &p2m_ : nullptr, timed ? &labels_ : nullptr,
+                                  config_.program_uses_caches, vcpu.second_level.get());
     }
     if (config_.check_coherence) {
-        const bool stale_for_all = !native() && config_.policy()->declared().stale_for_all;
+        const bool stale_for_all = shadowed() && config_.policy()->declared().stale_for_all;
         oracle_ = std::make_unique<CoherenceOracle>(guest_memory_, config_.vcpus, stale_for_all);
     }
     start();
@@ -155,7 +160,7 @@ P2m Machine::make_p2m()
 void Machine::start()
 {
     if (oracle_) oracle_->reset();
-    if (!native()) {
+    if (shadowed()) {
         shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
                                                  config_.policy(), config_.populate, pool_.value_or(Mfn{}),
                                                  pool_pages(), machine_bits_, config_.secure_view);
@@ -183,7 +188,8 @@ void Machine::reset()
     machine_.clear();
     bank_.clear();
     p2m_.reset();
-    populated_ = 0;
+    guest_memory_.forget_kept();
+    spare_ = 0;
     tables_.reset_loads();
     exits_ = 0;
     flushes_ = 0;
@@ -192,6 +198,7 @@ void Machine::reset()
         vcpu.pdptes = {};
         vcpu.further = 0;
         vcpu.mmu->reset();
+        if (vcpu.second_level) vcpu.second_level->reset();
     }
     start();
 }
@@ -220,7 +227,12 @@ MachineCounters Machine::counters() const
             sum.lookups += one.lookups;
             sum.hits += one.hits;
         }
+        if (!vcpu.second_level) continue;
+        const SecondLevelCounters& one = vcpu.second_level->counters();
+        for (const SecondLevelCounterName& name : kSecondLevelCounterNames)
+            counters.second_level.*name.member += one.*name.member;
     }
+    counters.memory_references += counters.second_level.memory_references;
     if (clock_) counters.cycles = clock_->by();
     if (shadow_) {
         counters.unseen_switches = shadow_->unseen_switches();
@@ -247,10 +259,13 @@ void Machine::refresh(unsigned index)
     vcpu.paging_off = native() && paging == Paging::off;
 
     HardwareContext hardware;
-    if (native()) {
+    if (!shadowed()) {
         hardware.paging = paging;
         hardware.rules = vcpu.guest.rules;
+        // Natively an access with paging off is not the MMU's business.
+        if (paging == Paging::off) hardware.rules.control = {};
         hardware.root = {Mfn{root.number()}, vcpu.pdptes};
+        hardware.guest_root = vcpu.guest.root;
         hardware.pcid = pcid_of(registers);
         hardware.globals = registers.has_cr4(cr4::kPge);
         using Upper = HardwareContext::UpperInvalidation;
@@ -439,7 +454,7 @@ std::optional<Exception> Machine::commit(unsigned index, const RegisterLoad& loa
     const bool reread = old.paging() != now.paging() || !(old.entry_settings() == now.entry_settings());
     FlushScope due = reread ? FlushScope::everything : due_flush(old, now);
     if (due == FlushScope::none && reloads) due = FlushScope::current_pcid;
-    if (native()) {
+    if (!shadowed()) {
         flush_natively(index, old, due, what);
     } else if (what != Load::cr3 || !switch_unseen(index)) {
         in_hypervisor(index, [&] { return flush_shadows(index, due, what); });
@@ -635,7 +650,7 @@ std::optional<Exception> Machine::invlpg(unsigned vcpu, LinearAddress address)
     // Not canonical: no operation.
     const bool nothing = registers.long_mode() && !canonical(address.value(), registers.linear_bits());
     if (oracle_ && !nothing) oracle_->invalidated_page(vcpu, pcid_of(registers), address, true, "INVLPG");
-    if (native()) {
+    if (!shadowed()) {
         if (!nothing) vcpus_[vcpu].mmu->invlpg(address);
         system_instruction(CycleLabels::kInvlpg, timing().instructions.invlpg);
     } else {
@@ -685,7 +700,7 @@ std::optional<Exception> Machine::invpcid(unsigned vcpu, std::uint64_t type, std
             break;
         }
     }
-    if (native()) {
+    if (!shadowed()) {
         invpcid_natively(vcpu, kind, static_cast<unsigned>(pcid), address);
         system_instruction(CycleLabels::kInvpcid, timing().instructions.invpcid);
         return std::nullopt;
@@ -714,7 +729,7 @@ void Machine::invpcid_natively(unsigned vcpu, InvpcidType type, unsigned pcid, L
 
 void Machine::poke(GuestPhysical at, std::span<const std::byte> bytes)
 {
-    if (p2m_.entry(Gfn::of(at)).type == P2mType::populate_on_demand) populate_on_demand(Gfn::of(at));
+    make_usable(Gfn::of(at), AccessKind::write);
     if (oracle_) oracle_->before_store(at, bytes);
     guest_memory_.write(at, bytes);
     forget(Gfn::of(at));
@@ -726,6 +741,7 @@ void Machine::clear_frame(Gfn frame)
         const std::array<std::byte, kPageBytes> zeros{};
         oracle_->before_store(frame.address(), zeros);
     }
+    make_usable(frame, AccessKind::write);
     guest_memory_.clear(frame);
     forget(frame);
 }
@@ -763,11 +779,15 @@ std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mTy
     if (count > kMaxP2mChange) return Refusal{"more frames than a change may have: 2^22"};
     if (first.number() >= frames || count > frames - first.number())
         return Refusal{"a frame lies beyond the guest's physical addresses"};
+    if (nested() && (first.number() + count - 1) >> (9 * p2m_.tables()->levels()) != 0)
+        return Refusal{"a frame lies beyond what the P2M's tables can map"};
     switch (type) {
     case P2mType::ram_paging_out:
     case P2mType::ram_paged:
     case P2mType::ram_paging_in:
-    case P2mType::ram_shared: return Refusal{"paging and sharing of memory need nested paging"};
+    case P2mType::ram_shared:
+        if (!nested()) return Refusal{"paging and sharing of memory need nested paging"};
+        break;
     default: break;
     }
     if (!has_frame(type)) return std::nullopt;
@@ -781,7 +801,8 @@ std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mTy
         return std::nullopt;
     }
     for (std::uint64_t i = 0; i < count; ++i) {
-        if (!p2m_.mfn_of(first + i)) return Refusal{"a frame has no machine frame that it could keep"};
+        if (!guest_memory_.frame_of(first + i))
+            return Refusal{"a frame has no machine frame that it could keep"};
     }
     return std::nullopt;
 }
@@ -800,7 +821,7 @@ std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType 
     for (std::uint64_t i = 0; i < count; ++i) {
         const Gfn frame = first + i;
         P2mEntry now{{}, type, access};
-        if (now.has_frame()) now.mfn = mfn ? *mfn + i : *p2m_.mfn_of(frame);
+        if (now.has_frame()) now.mfn = mfn ? *mfn + i : *guest_memory_.frame_of(frame);
         if (is_hole(type)) now = P2mEntry{{}, type, MemAccess::rwx};
         if (now == p2m_.entry(frame)) continue;
         must_not_be_special(frame);
@@ -820,6 +841,10 @@ std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType 
 
 void Machine::change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
 {
+    if (nested()) {
+        put_into_p2m(changes);
+        return flush_second_level();
+    }
     std::vector<Mfn> replaced;
     for (const auto& change : changes) {
         if (const auto old = p2m_.mfn_of(change.first)) replaced.push_back(*old);
@@ -845,6 +870,7 @@ void Machine::put_into_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
     if (oracle_) {
         std::array<std::byte, kPageBytes> content;
         for (const auto& [frame, entry] : changes) {
+            if (is_paged_out(entry.type)) continue;  // what it holds comes back
             content.fill(std::byte{0});
             if (entry.has_frame()) machine_.read(entry.mfn.number(), 0, content);
             oracle_->before_remap(frame, content);
@@ -852,8 +878,12 @@ void Machine::put_into_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
     }
     std::vector<Gfn> frames;
     for (const auto& change : changes) frames.push_back(change.first);
-    for (unsigned i = 0; i < vcpus_.size(); ++i) shadow_->catch_up(i, vcpus_[i].guest);
-    shadow_->before_p2m_change(frames);
+    if (shadow_) {
+        for (unsigned i = 0; i < vcpus_.size(); ++i) shadow_->catch_up(i, vcpus_[i].guest);
+        shadow_->before_p2m_change(frames);
+    } else {
+        keep_aside(changes);
+    }
     // Rows of them at once, so that they can be large pages.
     for (std::size_t i = 0; i < changes.size();) {
         const auto& [first, entry] = changes[i];
@@ -865,22 +895,29 @@ void Machine::put_into_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
         p2m_.set(first, count, entry);
         i += count;
     }
-    shadow_->after_p2m_change();
+    if (shadow_) shadow_->after_p2m_change();
+}
+
+Mfn Machine::take_spare_frame(Gfn frame, std::string_view purpose)
+{
+    if (!pool_ || spare_ == kSpareFrames) {
+        throw DomainCrashed(
+            fmt::format("the hypervisor ended the domain: no memory is left to {} frame {}", purpose, frame));
+    }
+    return *pool_ + (kShadowFrames + spare_++);
 }
 
 std::pair<Gfn, P2mEntry> Machine::on_demand(Gfn frame)
 {
-    if (!pool_ || populated_ == kSpareFrames) {
-        throw DomainCrashed(fmt::format(
-            "the hypervisor ended the domain: no memory is left to populate frame {} on demand", frame));
-    }
-    const Mfn mfn = *pool_ + (kShadowFrames + populated_++);
+    const Mfn mfn = take_spare_frame(frame, "populate on demand");
     return {frame, {mfn, P2mType::ram_rw, p2m_.entry(frame).access}};
 }
 
 void Machine::populate_on_demand(Gfn frame)
 {
     const auto change = on_demand(frame);
+    // Nested: the hardware keeps nothing of what is not there.
+    if (nested()) return p2m_.set(frame, 1, change.second);
     change_p2m({&change, 1});
 }
 
@@ -911,6 +948,7 @@ std::vector<std::string> Machine::audit() const
     for (unsigned i = 0; i < vcpus_.size(); ++i) {
         vcpus_[i].mmu->audit(violations);
         if (shadow_) audit_against_shadows(i, violations);
+        if (nested()) audit_against_p2m(i, violations);
     }
     return violations;
 }

@@ -7,7 +7,7 @@ namespace mmusim {
 
 void GuestMemory::read(GuestPhysical at, std::span<std::byte> bytes) const
 {
-    if (const auto mfn = p2m_->mfn_of(Gfn::of(at))) {
+    if (const auto mfn = frame_of(Gfn::of(at))) {
         machine_->read(mfn->number(), at.offset_in_page(), bytes);
     } else {
         std::fill(bytes.begin(), bytes.end(), std::byte{0});
@@ -16,13 +16,27 @@ void GuestMemory::read(GuestPhysical at, std::span<std::byte> bytes) const
 
 void GuestMemory::write(GuestPhysical at, std::span<const std::byte> bytes)
 {
-    if (const auto mfn = p2m_->mfn_of(Gfn::of(at)))
-        machine_->write(mfn->number(), at.offset_in_page(), bytes);
+    if (const auto mfn = frame_of(Gfn::of(at))) machine_->write(mfn->number(), at.offset_in_page(), bytes);
 }
 
 void GuestMemory::clear(Gfn frame)
 {
-    if (const auto mfn = p2m_->mfn_of(frame)) machine_->discard(mfn->number());
+    if (const auto mfn = frame_of(frame)) machine_->discard(mfn->number());
+}
+
+void GuestMemory::keep(Gfn frame, std::optional<Mfn> mfn)
+{
+    if (mfn) {
+        aside_[frame.number()] = *mfn;
+    } else {
+        aside_.erase(frame.number());
+    }
+}
+
+std::optional<Mfn> GuestMemory::kept_of(Gfn frame) const
+{
+    const auto found = aside_.find(frame.number());
+    return found == aside_.end() ? std::nullopt : std::optional{found->second};
 }
 
 }  // namespace mmusim

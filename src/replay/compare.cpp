@@ -34,9 +34,9 @@ try {
     contest.violations = contest.total.hardware.coherence.violations;
     return {};
 } catch (const std::exception& error) {
-    const bool native = contest.config.mode == TranslationMode::native;
-    return fmt::format("{}{}{}: {}", name_of(contest.config.mode), native ? "" : ", policy ",
-                       native ? "" : contest.config.policy, error.what());
+    const bool shadows = has_shadows(contest.config);
+    return fmt::format("{}{}{}: {}", name_of(contest.config.mode), shadows ? ", policy " : "",
+                       shadows ? contest.config.policy : "", error.what());
 }
 
 }  // namespace

@@ -46,7 +46,8 @@ void set_mode(ReplayConfig& config, const std::string& key, const Json& value)
     const std::string name = string_of(key, value);
     const auto mode = parse_translation_mode(name);
     if (!mode) {
-        refuse(key, fmt::format("'{}' is not one of shadow, 2-on-3, 3-on-3, 4-on-4, 5-on-5, native", name));
+        refuse(key, fmt::format("'{}' is not one of shadow, 2-on-3, 3-on-3, 4-on-4, 5-on-5, native, nested",
+                                name));
     }
     config.mode = *mode;
 }
@@ -188,6 +189,57 @@ Json cr3_targets_json(const std::vector<std::uint64_t>& targets)
     return list;
 }
 
+void set_nested_format(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    if (value.is_null()) {
+        config.nested.format.reset();
+        return;
+    }
+    const std::string name = string_of(key, value);
+    if (name == "ept") {
+        config.nested.format = P2mFormat::ept;
+    } else if (name == "npt") {
+        config.nested.format = P2mFormat::npt;
+    } else {
+        refuse(key, fmt::format("'{}' is not one of ept, npt", name));
+    }
+}
+
+Json format_json(const std::optional<P2mFormat>& format)
+{
+    if (!format) return nullptr;
+    return *format == P2mFormat::ept ? "ept" : "npt";
+}
+
+void set_nested_levels(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    if (value.is_null()) {
+        config.nested.levels.reset();
+        return;
+    }
+    const std::uint64_t levels = count_of(key, value);
+    if (levels != 4 && levels != 5) refuse(key, fmt::format("{} is not one of 4, 5", levels));
+    config.nested.levels = static_cast<int>(levels);
+}
+
+constexpr std::array<const char*, 3> kPageSizes{"4k", "2m", "1g"};
+
+void set_nested_largest_page(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    const std::string name = string_of(key, value);
+    const auto found = std::find(kPageSizes.begin(), kPageSizes.end(), name);
+    if (found == kPageSizes.end()) refuse(key, fmt::format("'{}' is not one of 4k, 2m, 1g", name));
+    config.nested.largest_page = static_cast<int>(found - kPageSizes.begin()) + 1;
+}
+
+void set_nested_tlb_entries(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    constexpr unsigned kMost = 65536;
+    const std::uint64_t entries = count_of(key, value);
+    if (entries > kMost) refuse(key, fmt::format("{} is not from 0 to {}", entries, kMost));
+    config.nested.tlb_entries = static_cast<unsigned>(entries);
+}
+
 template <bool ShadowSwitches::*Switch>
 void set_switch(ReplayConfig& config, const std::string& key, const Json& value)
 {
@@ -203,7 +255,7 @@ void set_size(ReplayConfig& config, const std::string& key, const Json& value)
     config.custom.sizes.*Size = static_cast<unsigned>(size);
 }
 
-constexpr std::array<Key, 28> kKeys{{
+constexpr std::array<Key, 34> kKeys{{
     {"mode", set_mode},
     {"p2m", set_p2m},
     {"policy",
@@ -228,6 +280,14 @@ constexpr std::array<Key, 28> kKeys{{
     {"shadow.custom.fixups", set_size<&ShadowSizes::fixups, 0>},
     {"shadow.custom.prefetch_window", set_size<&ShadowSizes::prefetch_window, 1>},
     {"shadow.custom.virtual_tlb_entries", set_size<&ShadowSizes::virtual_tlb, 1>},
+    {"nested.format", set_nested_format},
+    {"nested.levels", set_nested_levels},
+    {"nested.largest_page", set_nested_largest_page},
+    {"nested.tlb_entries", set_nested_tlb_entries},
+    {"nested.ad_bits", [](auto& config, const auto& key,
+                          const auto& value) { config.nested.ad_bits = boolean_of(key, value); }},
+    {"nested.vpid",
+     [](auto& config, const auto& key, const auto& value) { config.nested.vpid = boolean_of(key, value); }},
     {"cpu", [](auto& config, const auto& key, const auto& value) { config.cpu = string_of(key, value); }},
     {"clock", set_clock},
     {"data_caches.program", set_program_uses_caches},
@@ -262,7 +322,8 @@ void apply_at(ReplayConfig& config, const std::string& path, const Json& value)
     for (const Key& key : kKeys) {
         if (path == key.path) return key.set(config, path, value);
     }
-    const bool inner = path.empty() || path == "shadow" || path == "shadow.custom" || path == "data_caches";
+    const bool inner = path.empty() || path == "shadow" || path == "shadow.custom" || path == "nested" ||
+                       path == "data_caches";
     if (!inner) refuse(path, "is not known; `mmusim config --print` shows all keys");
     if (!value.is_object()) refuse(path, fmt::format("must be an object, but is {}", value.type_name()));
     for (const auto& [name, member] : value.items()) {
@@ -290,10 +351,14 @@ Json to_json(const CustomShadowPolicy& custom)
 
 }  // namespace
 
+bool has_shadows(const ReplayConfig& config)
+{
+    return config.mode != TranslationMode::native && config.mode != TranslationMode::nested;
+}
+
 bool can_have_hazards(const ReplayConfig& config)
 {
-    return config.mode != TranslationMode::native &&
-           (!config.cr3_targets.empty() || config.secure_view == SecureView::shared);
+    return has_shadows(config) && (!config.cr3_targets.empty() || config.secure_view == SecureView::shared);
 }
 
 nlohmann::ordered_json to_json(const ReplayConfig& config)
@@ -308,6 +373,14 @@ nlohmann::ordered_json to_json(const ReplayConfig& config)
           {"secure_view", config.secure_view == SecureView::separate ? "separate" : "shared"},
           {"cr3_targets", cr3_targets_json(config.cr3_targets)},
           {"custom", to_json(config.custom)}}},
+        {"nested",
+         {{"format", format_json(config.nested.format)},
+          {"levels",
+           config.nested.levels ? Json(static_cast<unsigned>(*config.nested.levels)) : Json(nullptr)},
+          {"largest_page", kPageSizes[static_cast<std::size_t>(config.nested.largest_page) - 1]},
+          {"tlb_entries", config.nested.tlb_entries},
+          {"ad_bits", config.nested.ad_bits},
+          {"vpid", config.nested.vpid}}},
         {"cpu", config.cpu},
         {"clock", clock_text(config)},
         {"data_caches", {{"program", config.program_uses_caches}}},

@@ -12,6 +12,15 @@ namespace mmusim {
 
 namespace {
 
+/// Of the second level's tables: as many as the RAM needs.
+int levels_for(const std::vector<GfnRange>& ram)
+{
+    const bool beyond = std::any_of(ram.begin(), ram.end(), [](const GfnRange& range) {
+        return range.end().number() > std::uint64_t{1} << 36;
+    });
+    return beyond ? 5 : 4;
+}
+
 MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& config,
                              const ShadowPolicyCatalog& catalog)
 {
@@ -24,6 +33,17 @@ MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& conf
     machine.policy = catalog.find(config.policy);
     if (config.policy == "custom")
         machine.policy = [parts = config.custom] { return make_custom_policy(parts); };
+    if (config.mode == TranslationMode::nested) {
+        const bool amd = header.cpuid.vendor == Vendor::amd;
+        const int needed = levels_for(header.ram);
+        machine.p2m_format = config.nested.format.value_or(amd ? P2mFormat::npt : P2mFormat::ept);
+        machine.p2m_levels = config.nested.levels.value_or(needed);
+        if (machine.p2m_levels < needed)
+            throw ConfigError("configuration key \"nested.levels\": the guest's RAM needs 5");
+        machine.largest_p2m_page = config.nested.largest_page;
+        machine.second_level = {config.nested.ad_bits, config.nested.tlb_entries};
+        machine.vpid = config.nested.vpid;
+    }
     machine.populate = config.populate;
     machine.secure_view = config.secure_view;
     machine.cr3_targets = config.cr3_targets;
@@ -33,8 +53,7 @@ MachineConfig machine_config(const TraceHeader& header, const ReplayConfig& conf
     machine.window = config.window;
     machine.program_uses_caches = config.program_uses_caches;
     // What a recording expects of accessed and dirty bits depends on what was cached.
-    const bool stale_shadows =
-        config.mode != TranslationMode::native && !machine.policy()->declared().coherent();
+    const bool stale_shadows = has_shadows(config) && !machine.policy()->declared().coherent();
     machine.check_coherence =
         config.check_coherence || (config.check && (stale_shadows || !machine.cpu->tlbs.tlbs.empty()));
     return machine;
@@ -407,8 +426,8 @@ void Replayer::replay_record(const InvpcidRecord& record)
 
 void Replayer::need_ram(Gfn frame, std::string_view key) const
 {
-    const P2mEntry entry = machine_.p2m().entry(frame);
-    if (entry.has_frame() || entry.type == P2mType::populate_on_demand) return;
+    const bool populated_later = machine_.p2m().entry(frame).type == P2mType::populate_on_demand;
+    if (populated_later || machine_.memory().has(frame)) return;
     throw RecordError(fmt::format("frame {} is not RAM", frame), std::string{key});
 }
 
@@ -476,9 +495,16 @@ void Replayer::replay_record(const ShadowBlowRecord&)
 
 void Replayer::need_hypervisor(std::string_view op) const
 {
-    if (machine_.shadow() != nullptr) return;
+    if (config_.mode != TranslationMode::native) return;
     throw RecordError(
         fmt::format("{} is for a hypervisor to do, and mode {} has none", op, name_of(config_.mode)), "op");
+}
+
+void Replayer::need_shadows(std::string_view op) const
+{
+    need_hypervisor(op);
+    if (machine_.shadow() != nullptr) return;
+    throw RecordError(fmt::format("{} needs shadows, and mode {} has none", op, name_of(config_.mode)), "op");
 }
 
 void Replayer::change_p2m(Gfn first, std::uint64_t count, P2mType type, MemAccess access,
@@ -514,14 +540,14 @@ void Replayer::replay_record(const MemAccessRecord&)
 
 void Replayer::replay_record(const SecureFramesRecord& record)
 {
-    need_hypervisor("secure_frames");
+    need_shadows("secure_frames");
     for (const Gfn frame : record.gfns) need_ram(frame, "gfns");
     machine_.set_secure_frames(record.gfns);
 }
 
 void Replayer::replay_record(const SecureModeRecord& record)
 {
-    need_hypervisor("secure_mode");
+    need_shadows("secure_mode");
     machine_.set_secure_mode(record.vcpu, record.on);
 }
 

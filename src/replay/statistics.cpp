@@ -43,6 +43,8 @@ void for_each_pair(Mine& mine, Theirs& theirs, Count count, Gauge gauge)
     count(mine.hardware.unseen_switches, theirs.hardware.unseen_switches);
     for (const HazardName& hazard : kHazardNames)
         count(mine.hardware.hazards.*hazard.member, theirs.hardware.hazards.*hazard.member);
+    for (const SecondLevelCounterName& counter : kSecondLevelCounterNames)
+        count(mine.hardware.second_level.*counter.member, theirs.hardware.second_level.*counter.member);
     for_each_pair(mine.hardware.tlbs, theirs.hardware.tlbs, [&](auto& one, auto& other) {
         count(one.lookups, other.lookups);
         count(one.hits, other.hits);
@@ -111,6 +113,20 @@ Json tlbs_json(const StatisticsDocument& document, const MachineCounters& hardwa
     return json;
 }
 
+Json second_level_json(const MachineCounters& hardware)
+{
+    const SecondLevelCounters& counters = hardware.second_level;
+    Json violations{{"total", counters.violations()}};
+    for (const SecondLevelCounterName& counter : kSecondLevelCounterNames) {
+        if (counter.violation) violations[counter.name] = counters.*counter.member;
+    }
+    return {{"tlb", hits_of(counters.lookups, counters.hits)},
+            {"walks", {{"count", counters.walks}, {"memory_references", counters.memory_references}}},
+            {"violations", std::move(violations)},
+            {"exits", hardware.exits},
+            {"flushes", hardware.flushes}};
+}
+
 Json hazards_json(const HazardCounts& counts)
 {
     Json json = Json::object();
@@ -149,7 +165,7 @@ Json cycles_json(const StatisticsDocument& document, const std::vector<Cycles>& 
     Cycles total = 0;
     for (std::size_t i = 0; i < by_label.size(); ++i) {
         const auto label = static_cast<Label>(i);
-        if (!document.shadow && document.labels.of_hypervisor(label)) continue;
+        if (!document.shadow && !document.nested && document.labels.of_hypervisor(label)) continue;
         by[document.labels.name(label)] = by_label[i];
         total += by_label[i];
     }
@@ -186,6 +202,7 @@ void add_counters(Json& json, const StatisticsDocument& document, const Statisti
     if (document.coherence) json["coherence"] = coherence_json(hardware.coherence);
     json["walks"] = {{"count", hardware.walks}, {"memory_references", hardware.memory_references}};
     if (timed) json["walks"]["cycles"] = walk_cycles(document.labels, hardware.cycles);
+    if (document.nested) json["second_level"] = second_level_json(hardware);
     if (!document.shadow) return;
     if (document.hazards) {
         json["unseen_switches"] = hardware.unseen_switches;

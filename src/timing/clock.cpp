@@ -46,6 +46,10 @@ std::string CycleLabels::name(Label label) const
     const std::string& cache = caches_[rest % caches_.size()];
     const std::size_t level = rest / caches_.size();
     if (level < kEntries.size()) return fmt::format("walk.{}.{}", kEntries[level], cache);
+    if (label >= second_level(1, 0)) {
+        const std::size_t first = static_cast<std::size_t>(rows_before_second_level());
+        return fmt::format("walk.second.{}.{}", kEntries[level - first], cache);
+    }
     return fmt::format("{}data.{}", level == kLevels ? "" : "hypervisor.", cache);
 }
 

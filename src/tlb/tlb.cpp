@@ -90,8 +90,8 @@ void Tlb::drop_page(LinearAddress address, unsigned pcid, bool with_globals, boo
         probe.array->remove_if([&](TlbTag tag, const TlbContent& content) {
             if (tag.kind() != probe.kind || !content.attributes.fragment()) return false;
             if (tag.global() ? !with_globals : !with_pcid || tag.pcid() != pcid) return false;
-            const unsigned page_shift = content.attributes.page_shift();
-            return tag.number() >> (page_shift - probe.shift) == page_number(address, page_shift);
+            const unsigned whole_shift = content.attributes.whole_shift();
+            return tag.number() >> (whole_shift - probe.shift) == page_number(address, whole_shift);
         });
     }
 }

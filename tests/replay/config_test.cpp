@@ -25,7 +25,8 @@ std::vector<ReplayConfig> some_configs()
     std::vector<ReplayConfig> configs{ReplayConfig{}};
     for (const TranslationMode mode :
          {TranslationMode::shadow, TranslationMode::shadow_2_on_3, TranslationMode::shadow_3_on_3,
-          TranslationMode::shadow_4_on_4, TranslationMode::shadow_5_on_5, TranslationMode::native}) {
+          TranslationMode::shadow_4_on_4, TranslationMode::shadow_5_on_5, TranslationMode::native,
+          TranslationMode::nested}) {
         configs.emplace_back().mode = mode;
     }
     for (const char* const layout :
@@ -40,6 +41,7 @@ std::vector<ReplayConfig> some_configs()
     all.populate = Populate::step;
     all.secure_view = SecureView::shared;
     all.cr3_targets = {0x1000, 0, ~std::uint64_t{0}, 0x2001};
+    all.nested = {P2mFormat::npt, 5, 2, 0, true, false};
     all.cpu = "zen2";
     all.clock = ClockKind::window;
     all.window = 12;
@@ -127,6 +129,7 @@ TEST_CASE("the JSON of a configuration has every key, with its default", "[repla
         R"("custom":{"writable_heuristic":true,"early_unshadow":true,"fast_fault_path":true,"prefetch":true,)"
         R"("linux_l3_toplevel":true,"skip_verify":true,"virtual_tlb":true,"fast_emulation":true,)"
         R"("out_of_sync":true,"out_of_sync_tables":3,"fixups":2,"prefetch_window":32,"virtual_tlb_entries":13}},)"
+        R"("nested":{"format":null,"levels":null,"largest_page":"1g","tlb_entries":32,"ad_bits":false,"vpid":true},)"
         R"("cpu":"golden_cove","clock":"blocking","data_caches":{"program":true},)"
         R"("check":false,"check_coherence":false,"audit":0,"skip":0,"limit":null})");
 }
@@ -168,7 +171,7 @@ TEST_CASE("a value of the wrong type or out of range is named by its path", "[re
 {
     const std::vector<std::pair<const char*, const char*>> cases{
         {R"({"mode":1})", "mode"},
-        {R"({"mode":"nested"})", "mode"},
+        {R"({"mode":"nesting"})", "mode"},
         {R"({"mode":null})", "mode"},
         {R"({"p2m":7})", "p2m"},
         {R"({"p2m":"shuffled"})", "p2m"},
@@ -192,6 +195,18 @@ TEST_CASE("a value of the wrong type or out of range is named by its path", "[re
         {R"({"shadow":{"cr3_targets":["4 KiB"]}})", "shadow.cr3_targets"},
         {R"({"shadow":{"cr3_targets":[-1]}})", "shadow.cr3_targets"},
         {R"({"shadow":{"cr3_targets":[null]}})", "shadow.cr3_targets"},
+        {R"({"nested":"ept"})", "nested"},
+        {R"({"nested":{"format":"flat"}})", "nested.format"},
+        {R"({"nested":{"format":3}})", "nested.format"},
+        {R"({"nested":{"levels":3}})", "nested.levels"},
+        {R"({"nested":{"levels":"4"}})", "nested.levels"},
+        {R"({"nested":{"largest_page":"4m"}})", "nested.largest_page"},
+        {R"({"nested":{"largest_page":4096}})", "nested.largest_page"},
+        {R"({"nested":{"tlb_entries":65537}})", "nested.tlb_entries"},
+        {R"({"nested":{"tlb_entries":-1}})", "nested.tlb_entries"},
+        {R"({"nested":{"ad_bits":1}})", "nested.ad_bits"},
+        {R"({"nested":{"vpid":null}})", "nested.vpid"},
+        {R"({"nested":{"asid":true}})", "nested.asid"},
         {R"({"check":1})", "check"},
         {R"({"check":"true"})", "check"},
         {R"({"audit":-1})", "audit"},

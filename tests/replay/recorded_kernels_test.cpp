@@ -126,6 +126,21 @@ void check_everywhere(const Recording& recording)
     }
 }
 
+/// Nested: a CPU without TLBs, where each access is walked, and one that caches.
+void check_nested(const Recording& recording)
+{
+    const Trace trace = load(recording);
+    for (ReplayConfig config : nested_setups()) {
+        config.audit = 20000;
+        for (const char* const cpu : {"none", "golden_cove"}) {
+            if (cpu != std::string{"none"} && config.nested.largest_page == 1)
+                config.clock = ClockKind::blocking;
+            config.cpu = cpu;
+            check_outcome(recording, config, replay(trace, config));
+        }
+    }
+}
+
 template <class Kind>
 Filter without()
 {
@@ -164,6 +179,26 @@ TEST_CASE("the 2-level recording holds in every mode, policy and layout", "[repl
 TEST_CASE("the bring-up recording holds in every mode, policy and layout", "[replay][recorded]")
 {
     check_everywhere(kBringUp);
+}
+
+TEST_CASE("the 4-level recording holds in nested mode", "[replay][recorded][nested]")
+{
+    check_nested(kAmd64);
+}
+
+TEST_CASE("the PAE recording holds in nested mode", "[replay][recorded][nested]")
+{
+    check_nested(k686Pae);
+}
+
+TEST_CASE("the 2-level recording holds in nested mode", "[replay][recorded][nested]")
+{
+    check_nested(k686);
+}
+
+TEST_CASE("the bring-up recording holds in nested mode", "[replay][recorded][nested]")
+{
+    check_nested(kBringUp);
 }
 
 TEST_CASE("a recording holds as it is read from its file, in the mode that fits", "[replay][recorded]")

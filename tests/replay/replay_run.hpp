@@ -175,8 +175,40 @@ inline std::vector<ReplayConfig> all_setups()
     return setups;
 }
 
+/// Nested, with EPT and NPT, each largest page and P2M layout, and 4 or 5 levels.
+inline std::vector<ReplayConfig> nested_setups()
+{
+    std::vector<ReplayConfig> setups;
+    int number = 0;
+    for (const char* const layout : {"identity", "offset:0x140000", "shuffled:7"}) {
+        for (const P2mFormat format : {P2mFormat::ept, P2mFormat::npt}) {
+            for (const int largest : {1, 2, 3}) {
+                ReplayConfig config = checking();
+                config.mode = TranslationMode::nested;
+                config.p2m = parse_p2m_layout(layout);
+                config.nested.format = format;
+                config.nested.largest_page = largest;
+                config.nested.levels = number % 2 == 0 ? 4 : 5;
+                config.nested.tlb_entries = number % 3 == 0 ? 0 : 32;
+                config.nested.ad_bits = number % 4 < 2;
+                config.nested.vpid = number % 5 != 0;
+                ++number;
+                setups.push_back(config);
+            }
+        }
+    }
+    return setups;
+}
+
 inline std::string describe(const ReplayConfig& config)
 {
+    if (config.mode == TranslationMode::nested) {
+        return fmt::format("nested {} of {} levels, pages up to level {}, {} TLB entries, A/D {}, p2m {}",
+                           config.nested.format == P2mFormat::npt ? "NPT" : "EPT",
+                           config.nested.levels.value_or(4), config.nested.largest_page,
+                           config.nested.tlb_entries, config.nested.ad_bits,
+                           config.p2m ? to_string(*config.p2m) : "header");
+    }
     return fmt::format("{} {} populate {} p2m {}", name_of(config.mode), config.policy,
                        config.populate == Populate::leaf ? "leaf" : "step",
                        config.p2m ? to_string(*config.p2m) : "header");

@@ -48,7 +48,8 @@ Json document_of(const std::string& text, const ReplayConfig& config)
     document.config = &configuration;
     document.trace_name = "hand-written";
     document.trace_sha256 = "00ff";
-    document.shadow = config.mode != TranslationMode::native;
+    document.shadow = has_shadows(config);
+    document.nested = config.mode == TranslationMode::nested;
     document.total = outcome.total;
     document.phases = outcome.phases;
     document.host = {2.0, 4096};
@@ -135,6 +136,39 @@ TEST_CASE("the statistics document has its names, and no others", "[replay][stat
         }
         CHECK(json["phases"][0]["name"] == "");
         CHECK(json["phases"][1]["name"] == "roi");
+    }
+}
+
+TEST_CASE("in nested mode the document has what the second level did", "[replay][statistics][nested]")
+{
+    for (ReplayConfig config : nested_setups()) {
+        config.nested.largest_page = 1;
+        config.nested.levels = 4;
+        const Json json = document_of(kTrace, config);
+        INFO(json.dump(2));
+        CHECK_FALSE(json.contains("shadow"));
+        const Json& second = json["second_level"];
+        CHECK(names_of(second) == Names{"tlb", "walks", "violations", "exits", "flushes"});
+        // Two accesses read 4 entries of the guest's tables and translate a page, one stops at the last
+        // entry.
+        const bool cached = config.nested.tlb_entries != 0;
+        CHECK(second["tlb"]["lookups"] == (cached ? 14 : 0));
+        CHECK(second["walks"]["memory_references"] == second["walks"]["count"].get<unsigned>() * 4);
+        CHECK(json["walks"]["count"] == 3);
+        CHECK(json["walks"]["memory_references"] ==
+              second["walks"]["memory_references"].get<unsigned>() + 12);
+        if (cached) {
+            CHECK(second["tlb"]["lookups"] ==
+                  second["tlb"]["hits"].get<unsigned>() + second["walks"]["count"].get<unsigned>());
+        } else {
+            CHECK(second["walks"]["count"] == 14);
+        }
+        CHECK(second["violations"].dump() ==
+              R"({"total":0,"of_tables":0,"reads":0,"writes":0,"fetches":0,"misconfigurations":0})");
+        CHECK(second["exits"] == 0);
+        Json sum;
+        for (const Json& phase : json["phases"]) add(sum, phase["second_level"]);
+        CHECK(sum == second);
     }
 }
 

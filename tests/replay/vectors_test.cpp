@@ -39,7 +39,9 @@ std::string file_of(const Vectors& vectors)
 void replay_everywhere(const Vectors& vectors)
 {
     std::optional<std::uint64_t> guest_faults;
-    for (ReplayConfig config : all_setups()) {
+    std::vector<ReplayConfig> setups = all_setups();
+    for (const ReplayConfig& nested : nested_setups()) setups.push_back(nested);
+    for (ReplayConfig config : setups) {
         if (config.mode == TranslationMode::shadow) config.mode = vectors.shadow_mode;
         config.audit = 97;
         const Outcome outcome = replay_file(file_of(vectors), config);

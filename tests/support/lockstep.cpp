@@ -61,6 +61,15 @@ MachineConfig config_for(const TraceHeader& header, const Setup& setup)
         config.check_coherence = true;
     }
     if (config.mode == TranslationMode::native) return config;
+    if (config.mode == TranslationMode::nested) {
+        const NestedConfig& nested = setup.config.nested;
+        config.p2m = setup.config.p2m.value();
+        config.p2m_format = nested.format.value();
+        config.p2m_levels = nested.levels.value();
+        config.largest_p2m_page = nested.largest_page;
+        config.second_level = {nested.ad_bits, nested.tlb_entries};
+        return config;
+    }
     config.p2m = setup.config.p2m.value();
     config.policy = setup.policy;
     config.populate = setup.config.populate;
@@ -97,11 +106,31 @@ Setup native_setup()
     return setup;
 }
 
+Setup nested_setup()
+{
+    Setup setup = plain_setup();
+    setup.config.mode = TranslationMode::nested;
+    setup.config.nested.format = P2mFormat::ept;
+    setup.config.nested.levels = 4;
+    return setup;
+}
+
 std::string options_of(const Setup& setup)
 {
     const ReplayConfig& config = setup.config;
     std::string text = fmt::format("--cpu {} --clock off --mode {}", config.cpu, name_of(config.mode));
     if (config.mode == TranslationMode::native) return text;
+    if (config.mode == TranslationMode::nested) {
+        const NestedConfig& nested = config.nested;
+        constexpr std::array<const char*, 3> kPages{"4k", "2m", "1g"};
+        return text + fmt::format(
+                          " --p2m {} --set nested.format={} --set nested.levels={}"
+                          " --set nested.largest_page={} --set nested.tlb_entries={}"
+                          " --set nested.ad_bits={}",
+                          to_string(*config.p2m), nested.format == P2mFormat::ept ? "ept" : "npt",
+                          nested.levels.value(), kPages[static_cast<std::size_t>(nested.largest_page) - 1],
+                          nested.tlb_entries, nested.ad_bits);
+    }
     text += fmt::format(" --policy {} --p2m {} --set shadow.populate={}", config.policy,
                         to_string(*config.p2m), config.populate == Populate::leaf ? "leaf" : "step");
     if (config.shadow_pool_pages)
@@ -206,7 +235,8 @@ bool Lockstep::fits(unsigned vcpu) const
     const P paging = reference_.cpus[vcpu].paging();
     switch (setup_.config.mode) {
     case TranslationMode::shadow:
-    case TranslationMode::native: return true;
+    case TranslationMode::native:
+    case TranslationMode::nested: return true;
     case TranslationMode::shadow_2_on_3: return paging == P::off || paging == P::two_level;
     case TranslationMode::shadow_3_on_3: return paging == P::pae;
     case TranslationMode::shadow_4_on_4: return paging == P::four_level;
@@ -309,6 +339,9 @@ void Lockstep::other(const Record& record)
                                       std::holds_alternative<P2mSetRecord>(record) ||
                                       std::holds_alternative<P2mClearRecord>(record);
         if (needs_hypervisor && setup_.config.mode == TranslationMode::native) return;
+        const bool needs_shadows = std::holds_alternative<SecureFramesRecord>(record) ||
+                                   std::holds_alternative<SecureModeRecord>(record);
+        if (needs_shadows && machine_.shadow() == nullptr) return;
         if (const auto* change = std::get_if<P2mSetRecord>(&record)) {
             // Of a subset of a program's steps: there is nothing to keep.
             dropped = machine_.set_p2m(change->gfn, change->count, change->type, MemAccess::rwx, change->mfn)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A guest program on the machine and on the reference machine, step by step. What must hold:
-//   native, coherent policies    each fault, error code, CR2, guest-physical address, and each bit of
+//   native, nested, coherent policies: each fault, error code, CR2, guest-physical address, and each bit of
 //                                memory with A and D is the reference's
 //   policies with stale levels   each fault is that of a fresh walk. An access that ends otherwise than a
 //                                fresh walk is explained by ONE earlier walk whose translation could still
@@ -30,13 +30,14 @@ namespace stress {
 /// policy. A clock and expectations have no part in it.
 struct Setup {
     mmusim::ReplayConfig config;
-    mmusim::ShadowPolicyFactory policy;  ///< not used in native mode
+    mmusim::ShadowPolicyFactory policy;  ///< not used in the modes native and nested
 };
 
 /// One of the catalog's, with a P2M that is the identity and a large pool.
 [[nodiscard]] Setup setup_for(const std::string& policy, const mmusim::ShadowPolicyCatalog& catalog);
 [[nodiscard]] Setup custom_setup(const mmusim::CustomShadowPolicy& parts);
 [[nodiscard]] Setup native_setup();
+[[nodiscard]] Setup nested_setup();
 /// The options of `mmusim replay` for it.
 [[nodiscard]] std::string options_of(const Setup& setup);
 

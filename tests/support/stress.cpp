@@ -34,7 +34,8 @@ CustomShadowPolicy without_switch(unsigned number)
 
 std::vector<Contestant> contestants()
 {
-    std::vector<Contestant> all{{"native", [](std::uint64_t) { return native_setup(); }}};
+    std::vector<Contestant> all{{"native", [](std::uint64_t) { return native_setup(); }},
+                                {"nested", [](std::uint64_t) { return nested_setup(); }}};
     const ShadowPolicyCatalog catalog = builtin_shadow_policies();
     for (const ShadowPolicyCatalog::Entry& entry : catalog.entries()) {
         if (entry.name == "custom") {
@@ -61,15 +62,31 @@ std::uint64_t smallest_pool(P home, bool settled, unsigned vcpus, const PolicyDe
     return n + (home == P::four_level ? 3 : 4);
 }
 
+namespace {
+
+constexpr std::array<const char*, 3> kLayouts{"identity", "offset:0x300000", "shuffled:7"};
+
+void vary_nested(Setup& setup, support::Random64& random)
+{
+    NestedConfig& nested = setup.config.nested;
+    setup.config.p2m = parse_p2m_layout(random.one_of(kLayouts)).value();
+    nested.format = random.percent(50) ? P2mFormat::ept : P2mFormat::npt;
+    nested.levels = random.percent(70) ? 4 : 5;
+    nested.largest_page = random.one_of(std::array<int, 3>{1, 2, 3});
+    nested.tlb_entries = random.one_of(std::array<unsigned, 3>{0, 2, 32});
+    nested.ad_bits = random.percent(50);
+}
+
+}  // namespace
+
 void vary(Setup& setup, P home, std::uint64_t seed, unsigned variant, unsigned vcpus)
 {
     // Natively a TLB's stale walks set bits that the reference does not know of: tests/model has them.
     if (setup.config.mode == TranslationMode::native) return;
     support::Random64 random{seed * 64 + variant};
+    if (setup.config.mode == TranslationMode::nested) return vary_nested(setup, random);
     if (random.percent(10)) setup.config.cpu = "golden_cove";
-    setup.config.p2m = parse_p2m_layout(random.one_of(std::array<const char*, 3>{
-                                            "identity", "offset:0x300000", "shuffled:7"}))
-                           .value();
+    setup.config.p2m = parse_p2m_layout(random.one_of(kLayouts)).value();
     setup.config.populate = random.percent(70) ? Populate::leaf : Populate::step;
     if (random.percent(30))
         setup.config.shadow_pool_pages =
@@ -123,7 +140,8 @@ std::string report(const Found& found, P home)
     const std::filesystem::path path =
         (folder != nullptr ? std::filesystem::path{folder} : std::filesystem::temp_directory_path()) /
         fmt::format("mmusim-{}-{}-{}.jsonl", name_of(home),
-                    found.setup.config.mode == TranslationMode::native ? "native" : found.setup.config.policy,
+                    has_shadows(found.setup.config) ? found.setup.config.policy
+                                                    : std::string{name_of(found.setup.config.mode)},
                     found.seed);
     write_trace(path.string(), shrunk.program, found.setup, fmt::format("seed {}", found.seed));
     return fmt::format("{} programs, seed {}, {} steps, {} vCPUs, step {}: {}\nshrunk to {} steps: {}\n{}\n",

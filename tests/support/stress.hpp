@@ -19,8 +19,8 @@ struct Contestant {
     std::function<Setup(std::uint64_t seed)> make;
 };
 
-/// Native, each policy of the catalog, and as `custom` Xen's mechanism with one of its nine switches off, a
-/// different one for each seed.
+/// Native, nested, each policy of the catalog, and as `custom` Xen's mechanism with one of its nine switches
+/// off, a different one for each seed.
 [[nodiscard]] std::vector<Contestant> contestants();
 /// The custom policy's parts, with one switch off: which are there, and how many.
 inline constexpr unsigned kSwitches = 9;

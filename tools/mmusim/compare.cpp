@@ -80,7 +80,7 @@ const std::vector<Column>& columns()
 
 std::string policy_of(const Contest& contest)
 {
-    return contest.config.mode == TranslationMode::native ? "-" : contest.config.policy;
+    return has_shadows(contest.config) ? contest.config.policy : "-";
 }
 
 void print_table(std::FILE* out, const std::vector<Contest>& contests)
@@ -179,9 +179,9 @@ int compare(const CompareOptions& options)
                 if (cpu) one.cpu = cpu;
                 if (policy) one.policy = policy;
                 const ReplayConfig config = one.effective();
-                // Natively there is no policy: one row for all.
+                // Without shadows there is no policy: one row for all.
                 const bool there =
-                    config.mode == TranslationMode::native &&
+                    !has_shadows(config) &&
                     std::any_of(configs.begin(), configs.end(), [&](const ReplayConfig& other) {
                         return other.mode == config.mode && other.cpu == config.cpu;
                     });

@@ -38,7 +38,8 @@ CLI::Option* add_number(CLI::App& verb, const char* name, std::optional<std::uin
 
 void add_config_options(CLI::App& verb, tool::ConfigOptions& options)
 {
-    verb.add_option("--mode", options.mode, "shadow (default), 2-on-3, 3-on-3, 4-on-4, 5-on-5 or native")
+    verb.add_option("--mode", options.mode,
+                    "shadow (default), 2-on-3, 3-on-3, 4-on-4, 5-on-5, native or nested")
         ->type_name("MODE");
     verb.add_option("--p2m", options.p2m,
                     "instead of the header's layout: identity, offset:FRAMES or shuffled:SEED")

@@ -314,7 +314,8 @@ void check_events(const ReplayOptions& options, const ReplayConfig& config)
 {
     if (options.events.empty()) return;
     const auto refuse = [](const std::string& why) { throw std::runtime_error("--events: " + why); };
-    if (config.mode == TranslationMode::native) refuse("there is no shadow engine in mode native");
+    if (!has_shadows(config))
+        refuse(fmt::format("there is no shadow engine in mode {}", name_of(config.mode)));
     if (options.events == "-" && options.stats == "-") {
         refuse("standard output is taken by --stats");
     }
@@ -337,7 +338,8 @@ int replay(const ReplayOptions& options)
     document.config = &configuration;
     document.coherence = config.check_coherence;
     document.hazards = can_have_hazards(config);
-    document.shadow = config.mode != TranslationMode::native;
+    document.shadow = has_shadows(config);
+    document.nested = config.mode == TranslationMode::nested;
     const auto write_document = [&] {
         if (!statistics.wanted()) return;
         document.trace_sha256 = sha256_of_file(options.trace);

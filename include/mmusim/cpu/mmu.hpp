@@ -6,6 +6,9 @@
 //
 //   access -> TLB level 1 -> level 2 … -> paging-structure caches -> walk -> fills, last level first
 //
+// With a second level the walk is of the guest's tables, each of which, and the page at last, the second
+// level finds in the machine's memory; what is cached then are combined translations (SDM vol. 3C 28.4).
+//
 // A permitted access never faults because of what is cached: a cached translation that denies it is dropped
 // and the tables are walked. A cached translation that permits may be stale; so may the CPU's.
 #pragma once
@@ -13,13 +16,16 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <boost/container/static_vector.hpp>
 
 #include <mmusim/cpu/cpu_profile.hpp>
+#include <mmusim/cpu/second_level.hpp>
 #include <mmusim/p2m/p2m.hpp>
 #include <mmusim/pagewalk/machine_tables.hpp>
 #include <mmusim/pagewalk/walk.hpp>
@@ -37,8 +43,9 @@ struct HardwareContext {
     Paging paging = Paging::off;
     WalkRules rules;
     WalkRoot<space::Machine> root;
-    unsigned pcid = 0;     ///< that tags entries; 0 while CR4.PCIDE is 0
-    bool globals = false;  ///< CR4.PGE
+    WalkRoot<space::GuestPhysical> guest_root;  ///< instead of it, with a second level
+    unsigned pcid = 0;                          ///< that tags entries; 0 while CR4.PCIDE is 0
+    bool globals = false;                       ///< CR4.PGE
     /// What INVLPG drops of the paging-structure caches.
     enum class UpperInvalidation : std::uint8_t {
         pcid,     ///< Intel: all of the current PCID
@@ -59,9 +66,10 @@ struct PagingStructureCacheCounters {
 class Mmu {
 public:
     /// `names`: what the guest calls a machine frame; null if the same. `labels` may be null: no clock.
-    /// `program_uses_caches`: the program's own loads and stores go through the data caches.
+    /// `program_uses_caches`: the program's own loads and stores go through the data caches. `second_level`:
+    /// null where addresses in `tables` are the machine's.
     Mmu(const CpuProfile& profile, MachineTables& tables, const P2m* names, const CycleLabels* labels,
-        bool program_uses_caches);
+        bool program_uses_caches, SecondLevel* second_level = nullptr);
     Mmu(const Mmu&) = delete;
     Mmu& operator=(const Mmu&) = delete;
 
@@ -105,6 +113,11 @@ public:
         }
         return look_up<Timed>(access, passage);
     }
+    /// With a second level: whether the fault that was returned last is none, but a violation of that; once.
+    [[nodiscard]] std::optional<SecondLevelViolation> take_violation()
+    {
+        return std::exchange(violation_, std::nullopt);
+    }
 
     // --- invalidation: what docs/timing.md says is dropped ---------------------------------------------
     void invlpg(LinearAddress address);
@@ -144,6 +157,8 @@ public:
         return pscs_[static_cast<std::size_t>(level)].array != nullptr;
     }
     [[nodiscard]] std::uint64_t walks() const { return walks_; }
+    /// Null if there is none.
+    [[nodiscard]] const SecondLevel* second_level() const { return second_level_; }
 
     /// Calls `visit(tlb, tag, content)` for each translation that is cached.
     template <class Visit>
@@ -191,6 +206,16 @@ private:
         Label label = 0;
     };
     struct Loads;
+    struct SecondLevelTime;
+    template <bool Timed>
+    struct GuestTables;
+    /// A combined translation.
+    struct Combined {
+        Place place;
+        TlbAttributes attributes;
+        bool global = false;
+        bool cacheable = true;
+    };
 
     [[nodiscard]] unsigned privilege_of(const Access& access) const
     {
@@ -212,8 +237,23 @@ private:
     template <bool Timed, PagingMode Mode>
     [[nodiscard]] Result<Translation<space::Machine>, PageFault> walk_pages(const Access& access,
                                                                             Passage* passage, bool fresh);
+    /// The content of the deepest paging-structure cache that has the address, and its level; or null.
     template <PagingMode Mode>
-    void find_resume(LinearAddress address, WalkResume<space::Machine>& resume, Cycles& ready);
+    [[nodiscard]] const TlbContent* find_resume(LinearAddress address, int& level);
+    /// What an entry of a table, on the way of a walk that succeeded, leaves there.
+    void fill_psc(int level, LinearAddress address, const TlbContent& content, bool absent);
+    // With a second level.
+    template <bool Timed>
+    [[nodiscard]] Result<Place, PageFault> walk_nested(const Access& access, Passage* passage, bool fresh,
+                                                       bool absent);
+    template <bool Timed, PagingMode Mode>
+    [[nodiscard]] std::optional<Result<Combined, PageFault>> walk_guest(const Access& access,
+                                                                        Passage* passage, bool fresh);
+    template <bool Timed>
+    [[nodiscard]] std::optional<Combined> combine(const Access& access,
+                                                  const Translation<space::GuestPhysical>& found,
+                                                  Passage* passage, bool& assisted);
+    void fill_all(const Chain& chain, const Tlb::Page& page, bool absent);
     [[nodiscard]] DataCaches::Load load_lines(std::span<const Piece> pieces, Cycles start);
     void spend_loads(Loads& loads, std::size_t& from, Passage& passage);
     /// Fills the page into level `u` of the chain; what makes room goes where the profile says. `absent`: the
@@ -233,6 +273,8 @@ private:
     MachineTables* tables_;
     const P2m* names_;
     const CycleLabels* labels_;
+    SecondLevel* second_level_;
+    std::optional<SecondLevelViolation> violation_;
     HardwareContext context_;
     unsigned ac_ = 0;  ///< EFLAGS.AC as a bit of `privilege_of`
     bool tags_pcids_;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One machine: guest memory behind its P2M, vCPUs with their registers, and what translates for them:
-// the hardware's walk of the guest's own tables (native), or the shadow engine's tables and, behind
-// them, the engine. The one place that knows everybody below.
+// the hardware's walk of the guest's own tables (native), the same in two dimensions (nested), or the shadow
+// engine's tables and, behind them, the engine. The one place that knows everybody below.
 //
 // A guest's instruction is a list of operands that take effect together: an access that crosses a page
 // is two translations, both needed before either counts, and where any translation faults, no memory
@@ -31,6 +31,7 @@
 #include <mmusim/coherence/coherence_oracle.hpp>
 #include <mmusim/cpu/cpu_profile.hpp>
 #include <mmusim/cpu/mmu.hpp>
+#include <mmusim/cpu/second_level.hpp>
 #include <mmusim/p2m/guest_memory.hpp>
 #include <mmusim/p2m/p2m.hpp>
 #include <mmusim/pagewalk/machine_tables.hpp>
@@ -52,9 +53,10 @@ enum class TranslationMode : std::uint8_t {
     shadow_4_on_4,
     shadow_5_on_5,
     native,  ///< the CPU walks the guest's own tables; the P2M is the identity
+    nested,  ///< the CPU walks the guest's own tables, and for each address in them the P2M's
 };
 
-/// "shadow", "2-on-3", "3-on-3", "4-on-4", "5-on-5", "native".
+/// "shadow", "2-on-3", "3-on-3", "4-on-4", "5-on-5", "native", "nested".
 [[nodiscard]] std::string_view name_of(TranslationMode mode);
 [[nodiscard]] std::optional<TranslationMode> parse_translation_mode(std::string_view name);
 
@@ -71,6 +73,8 @@ struct MachineConfig {
     P2mFormat p2m_format = P2mFormat::npt;
     int p2m_levels = 4;
     int largest_p2m_page = 2;
+    SecondLevelSpec second_level;  ///< in nested mode, where the P2M has tables
+    bool vpid = true;              ///< nested: what the TLBs hold survives exits to the hypervisor
     TranslationMode mode = TranslationMode::shadow;
     ShadowPolicyFactory policy;  ///< not used in native mode
     Populate populate = Populate::leaf;
@@ -147,7 +151,8 @@ struct MachineCounters {
     std::uint64_t unseen_switches = 0;  ///< MOV CR3 without an exit
     HazardCounts hazards;
     std::vector<Cycles> cycles;  ///< by label; empty: no clock
-    StalenessCounts coherence;   ///< with MachineConfig::check_coherence
+    SecondLevelCounters second_level;
+    StalenessCounts coherence;  ///< with MachineConfig::check_coherence
 
     friend bool operator==(const MachineCounters&, const MachineCounters&) = default;
 };
@@ -241,7 +246,7 @@ public:
     [[nodiscard]] const Clock* clock() const { return clock_ ? &*clock_ : nullptr; }
     [[nodiscard]] const CycleLabels& cycle_labels() const { return labels_; }
     [[nodiscard]] const Mmu& mmu(unsigned vcpu) const { return *vcpus_[vcpu].mmu; }
-    /// Null in native mode.
+    /// Null in the modes native and nested.
     [[nodiscard]] const ShadowEngine* shadow() const { return shadow_.get(); }
     /// The guest's own translation state, as the hypervisor's walk uses it.
     [[nodiscard]] const GuestContext& guest_context(unsigned vcpu) const { return vcpus_[vcpu].guest; }
@@ -272,6 +277,7 @@ private:
         Registers registers;
         std::array<std::uint64_t, 4> pdptes{};
         GuestContext guest;
+        std::unique_ptr<SecondLevel> second_level;
         std::unique_ptr<Mmu> mmu;
         bool fits = true;         ///< the guest's paging is one that the machine's mode translates
         bool paging_off = false;  ///< natively: a linear address is the machine's
@@ -308,6 +314,9 @@ private:
     enum class InvpcidType : std::uint8_t { address, context, all_with_globals, all_without_globals };
 
     [[nodiscard]] bool native() const { return config_.mode == TranslationMode::native; }
+    [[nodiscard]] bool nested() const { return config_.mode == TranslationMode::nested; }
+    /// Else the guest owns the tables that the hardware walks: what it flushes, the hardware flushes at once.
+    [[nodiscard]] bool shadowed() const { return !native() && !nested(); }
     [[nodiscard]] P2m make_p2m();
     void start();
     [[nodiscard]] std::uint64_t pool_pages() const;
@@ -389,6 +398,22 @@ private:
     void exit_for(unsigned vcpu, const Access& access, std::uint32_t error_code, FaultAnswer& answer);
     [[nodiscard]] Step exit_to_hypervisor(unsigned vcpu, const Access& access, std::uint32_t error_code);
     [[nodiscard]] Step emulate(unsigned vcpu, const Access& access);
+    // With a second level: exits for its violations.
+    [[nodiscard]] Step violated(unsigned vcpu, const Access& access, const SecondLevelViolation& violation);
+    [[nodiscard]] Step answer(unsigned vcpu, const Access& access, const SecondLevelViolation& violation);
+    /// Whether the violation is one of the frame's access rights; it is answered then, and the access is
+    /// tried again.
+    [[nodiscard]] bool answer_access(const SecondLevelViolation& violation, const P2mEntry& entry);
+    [[nodiscard]] Step emulate_nested(unsigned vcpu, const Access& access);
+    /// Sees to it that the frame has memory that the hypervisor's access of this kind may reach.
+    void make_usable(Gfn frame, AccessKind kind);
+    void page_in(Gfn frame);
+    void unshare(Gfn frame);
+    [[nodiscard]] Mfn take_spare_frame(Gfn frame, std::string_view purpose);
+    /// The memory of frames that are paged out from now on is kept.
+    void keep_aside(std::span<const std::pair<Gfn, P2mEntry>> changes);
+    void flush_second_level();
+    void audit_against_p2m(unsigned vcpu, std::vector<std::string>& violations) const;
     /// Emulates the instruction of `pages_` in the exit of the one before; fills `steps_`. As `run_pages`;
     /// nothing if it would fault, or is beyond the emulator: it then runs by itself.
     [[nodiscard]] std::optional<std::size_t> emulate_further(unsigned vcpu);
@@ -413,7 +438,7 @@ private:
     CycleLabels labels_;
     std::optional<Clock> clock_;
     Flight flight_;
-    std::uint64_t populated_ = 0;  ///< frames given on demand
+    std::uint64_t spare_ = 0;  ///< spare frames in use
     std::uint64_t exits_ = 0;
     std::uint64_t flushes_ = 0;
     std::unique_ptr<CoherenceOracle> oracle_;

@@ -117,6 +117,12 @@ struct FrameRights {
     return type == P2mType::invalid || type == P2mType::mmio_dm;
 }
 
+/// Its content is in a pager's hands.
+[[nodiscard]] constexpr bool is_paged_out(P2mType type)
+{
+    return type == P2mType::ram_paged || type == P2mType::ram_paging_in;
+}
+
 /// The guest may not write it, though it is there.
 [[nodiscard]] constexpr bool is_read_only(P2mType type)
 {

@@ -26,6 +26,18 @@ struct ConfigError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+/// The second level of nested mode (docs/nested.md).
+struct NestedConfig {
+    std::optional<P2mFormat> format;  ///< none: that of the guest's vendor
+    std::optional<int> levels;        ///< none: 4, or 5 where the RAM needs it
+    int largest_page = 3;             ///< level of the largest pages of the P2M
+    unsigned tlb_entries = 32;        ///< of the nested TLB; 0: none
+    bool ad_bits = false;             ///< EPT: accessed and dirty bits are in use
+    bool vpid = true;                 ///< what TLBs hold survives exits
+
+    friend bool operator==(const NestedConfig&, const NestedConfig&) = default;
+};
+
 struct ReplayConfig {
     TranslationMode mode = TranslationMode::shadow;
     std::optional<P2mLayout> p2m;  ///< instead of the trace header's layout
@@ -35,7 +47,8 @@ struct ReplayConfig {
     SecureView secure_view = SecureView::separate;   ///< how secure frames are kept
     std::vector<std::uint64_t> cr3_targets;          ///< MOV CR3 to one of these does not exit
     std::optional<std::uint64_t> shadow_pool_pages;  ///< none: as many as Xen's tool stack gives
-    std::string cpu{kDefaultCpuProfile};             ///< a bundled profile or a file
+    NestedConfig nested;
+    std::string cpu{kDefaultCpuProfile};  ///< a bundled profile or a file
     ClockKind clock = ClockKind::blocking;
     unsigned window = 0;                 ///< accesses in flight, for ClockKind::window
     bool program_uses_caches = true;     ///< the program's own accesses go through the data caches
@@ -48,6 +61,8 @@ struct ReplayConfig {
     friend bool operator==(const ReplayConfig&, const ReplayConfig&) = default;
 };
 
+/// Whether there is a hypervisor with shadows.
+[[nodiscard]] bool has_shadows(const ReplayConfig& config);
 /// Whether the configuration asks for what has hazards: CR3 values without an exit, or shared shadows of
 /// secure frames.
 [[nodiscard]] bool can_have_hazards(const ReplayConfig& config);

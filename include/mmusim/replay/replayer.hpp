@@ -113,6 +113,7 @@ private:
 
     /// Throws where there is no hypervisor that could do what the record says.
     void need_hypervisor(std::string_view op) const;
+    void need_shadows(std::string_view op) const;
     /// Throws where there is no memory behind the frame, as the P2M says now.
     void need_ram(Gfn frame, std::string_view key) const;
     void change_p2m(Gfn first, std::uint64_t count, P2mType type, MemAccess access, std::optional<Mfn> mfn);

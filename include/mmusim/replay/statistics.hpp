@@ -71,6 +71,7 @@ struct StatisticsDocument {
     bool coherence = false;                 ///< translations were compared with fresh walks
     bool hazards = false;                   ///< with `shadow`: the configuration is one that has hazards
     bool shadow = true;                     ///< a shadow mode: the document has shadow counters
+    bool nested = false;                    ///< a second level was counted; there is a hypervisor
     std::shared_ptr<const CpuProfile> cpu;  ///< whose TLBs were counted
     CycleLabels labels;                     ///< of the cycles
     Statistics total;

@@ -5,6 +5,7 @@
 // times at which it got from one stage to the next, and cycles belong to the oldest access in flight.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cassert>
 #include <cstdint>
@@ -20,7 +21,8 @@ namespace mmusim {
 using Label = std::uint16_t;
 
 /// The labels of `cycles.by`: those named here, then a TLB each, then table level × cache, then the caches,
-/// and where there are data caches, once more for the hypervisor's accesses.
+/// and where there are data caches, once more for the hypervisor's accesses; with a second level, then level
+/// × cache of its tables.
 class CycleLabels {
 public:
     static constexpr Label kInstructions = 0;
@@ -53,8 +55,8 @@ public:
 
     CycleLabels() : CycleLabels{{}, {}} {}
     /// Names of the profile's TLBs and data caches.
-    CycleLabels(std::vector<std::string> tlbs, std::vector<std::string> caches)
-        : tlbs_{std::move(tlbs)}, caches_{std::move(caches)}
+    CycleLabels(std::vector<std::string> tlbs, std::vector<std::string> caches, bool second_level = false)
+        : tlbs_{std::move(tlbs)}, caches_{std::move(caches)}, second_level_{second_level}
     {
         caches_.emplace_back("memory");
     }
@@ -69,23 +71,34 @@ public:
     [[nodiscard]] Label data(unsigned cache) const { return walk(kLevels + 1, cache); }
     /// The hypervisor's own loads and stores. Only where there are data caches.
     [[nodiscard]] Label hypervisor_data(unsigned cache) const { return walk(kLevels + 2, cache); }
+    /// The load of an entry of the second level's tables. Only where there is one.
+    [[nodiscard]] Label second_level(int level, unsigned cache) const
+    {
+        return walk(rows_before_second_level() + level, cache);
+    }
     [[nodiscard]] std::size_t size() const
     {
-        const std::size_t rows = caches_.size() > 1 ? kLevels + 2 : kLevels + 1;
-        return kFixed + tlbs_.size() + rows * caches_.size();
+        const int rows = rows_before_second_level() + (second_level_ ? kLevels : 0);
+        return kFixed + tlbs_.size() + static_cast<std::size_t>(rows) * caches_.size();
     }
     /// "walk.pde.l1d".
     [[nodiscard]] std::string name(Label label) const;
     /// Whether only a hypervisor's work has it.
     [[nodiscard]] bool of_hypervisor(Label label) const
     {
-        return (label >= kExit && label < kFixed) || label >= hypervisor_data(0);
+        return (label >= kExit && label < kFixed) ||
+               (label >= hypervisor_data(0) && label < second_level(1, 0));
     }
 
 private:
     static constexpr int kLevels = 5;
+    [[nodiscard]] int rows_before_second_level() const
+    {
+        return caches_.size() > 1 ? kLevels + 2 : kLevels + 1;
+    }
     std::vector<std::string> tlbs_;
     std::vector<std::string> caches_;
+    bool second_level_ = false;
 };
 
 /// The way of one access through the stages: each ends at a time.
@@ -97,6 +110,15 @@ public:
     };
 
     explicit Passage(Cycles issued = 0) : now_{issued} {}
+    Passage(const Passage& other) { *this = other; }
+    /// Of the stages, those that there are: they are few of many.
+    Passage& operator=(const Passage& other)
+    {
+        now_ = other.now_;
+        count_ = other.count_;
+        std::copy_n(other.stages_.begin(), count_, stages_.begin());
+        return *this;
+    }
 
     /// The stage that ends at `until`, not before the one before it did.
     void spend(Label label, Cycles until)
@@ -113,7 +135,7 @@ public:
 private:
     Cycles now_;
     std::size_t count_ = 0;
-    std::array<Stage, 64> stages_;
+    std::array<Stage, 256> stages_;  ///< a nested walk that is repeated has 100
 };
 
 enum class ClockKind : std::uint8_t { off, blocking, window };

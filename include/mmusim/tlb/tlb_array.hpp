@@ -34,8 +34,15 @@ public:
         : word_{(rights.user ? kUser : 0) | (rights.writable ? kWritable : 0) |
                 (rights.no_execute ? kNoExecute : 0) | (dirty ? kDirty : 0) |
                 std::uint64_t{rights.key} << kKeyAt | std::uint64_t{page_shift} << kPageAt |
-                std::uint64_t{page_shift} << kEntryAt}
+                std::uint64_t{page_shift} << kEntryAt | std::uint64_t{page_shift} << kWholeAt}
     {
+    }
+    /// What a second level leaves together of a larger page of the guest's.
+    [[nodiscard]] constexpr TlbAttributes part_of(unsigned whole_shift) const
+    {
+        TlbAttributes part = *this;
+        part.word_ = (word_ & ~(std::uint64_t{63} << kWholeAt)) | std::uint64_t{whole_shift} << kWholeAt;
+        return part.as_entry_of(page_shift());
     }
     [[nodiscard]] constexpr Rights rights() const
     {
@@ -44,21 +51,23 @@ public:
     }
     [[nodiscard]] constexpr bool dirty() const { return (word_ & kDirty) != 0; }
     [[nodiscard]] constexpr unsigned page_shift() const { return word_ >> kPageAt & 63; }
-    /// log2 of the bytes of the entry: less than the page's for a fragment.
+    /// log2 of the bytes of the page in the guest's tables, which INVLPG drops all of.
+    [[nodiscard]] constexpr unsigned whole_shift() const { return word_ >> kWholeAt & 63; }
+    /// log2 of the bytes of the entry: less than the whole page's for a fragment.
     [[nodiscard]] constexpr unsigned entry_shift() const { return word_ >> kEntryAt & 63; }
     [[nodiscard]] constexpr bool fragment() const { return (word_ & kFragment) != 0; }
     [[nodiscard]] constexpr TlbAttributes as_entry_of(unsigned shift) const
     {
         TlbAttributes entry = *this;
         entry.word_ = (word_ & ~(kFragment | std::uint64_t{63} << kEntryAt)) |
-                      std::uint64_t{shift} << kEntryAt | (shift < page_shift() ? kFragment : 0);
+                      std::uint64_t{shift} << kEntryAt | (shift < whole_shift() ? kFragment : 0);
         return entry;
     }
 
 private:
     static constexpr std::uint64_t kUser = 1, kWritable = 2, kNoExecute = 4, kDirty = 8,
                                    kFragment = std::uint64_t{1} << 24;
-    static constexpr unsigned kKeyAt = 4, kPageAt = 8, kEntryAt = 16;
+    static constexpr unsigned kKeyAt = 4, kPageAt = 8, kEntryAt = 16, kWholeAt = 32;
     std::uint64_t word_ = 0;
 };
 
