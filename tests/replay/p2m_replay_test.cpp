@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The records `p2m_set` and `p2m_clear`: what the guest sees of a P2M that changes under it, in every shadow
-// mode and under every kind of policy, and what the change costs (reference/xen.md C3, H2 S10).
+// mode and under every kind of policy, and in nested mode; and what the change costs (reference/xen.md C3, H2
+// S10).
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -35,6 +36,20 @@ std::vector<ReplayConfig> setups()
     return setups;
 }
 
+/// The same, and nested ones.
+std::vector<ReplayConfig> setups_with_p2m()
+{
+    std::vector<ReplayConfig> all = setups();
+    for (ReplayConfig config : nested_setups()) {
+        config.check_coherence = true;
+        config.audit = 1;
+        all.push_back(config);
+        config.cpu = "skylake";
+        all.push_back(config);
+    }
+    return all;
+}
+
 std::string set(std::string_view gfn, std::uint64_t mfn, std::string_view more = "")
 {
     return fmt::format(R"({{"op":"p2m_set","gfn":"{}","mfn":"{:#x}"{}}})", gfn, kSpare + mfn, more);
@@ -52,12 +67,13 @@ std::string write(std::string_view la, std::uint64_t value, std::string_view exp
     return fmt::format(R"({{"op":"write","la":"{}","cpl":3,"size":4,"value":{},{}}})", la, value, expected);
 }
 
-/// So many expectations, all of which hold, in each shadow mode.
-void replay_in_shadow(const std::vector<std::string>& records, std::uint64_t checked)
+/// So many expectations, all of which hold, in each guest mode.
+void replay_in(const std::vector<ReplayConfig>& configs, const std::vector<std::string>& records,
+               std::uint64_t checked)
 {
     std::string problems;
     for (const NamedGuest& guest : paging_guests()) {
-        for (const ReplayConfig& config : setups()) {
+        for (const ReplayConfig& config : configs) {
             const std::string text = Header{}.line() + guest.records + lines(records);
             const auto problem = [&](std::string_view what) {
                 problems += fmt::format("{} {} {}: {}\n", guest.name, describe(config), config.cpu, what);
@@ -79,12 +95,16 @@ void replay_in_shadow(const std::vector<std::string>& records, std::uint64_t che
     INFO(lines(records));
     CHECK(problems == "");
 }
+void replay_everywhere_with_p2m(const std::vector<std::string>& records, std::uint64_t checked)
+{
+    replay_in(setups_with_p2m(), records, checked);
+}
 
 }  // namespace
 
 TEST_CASE("another machine frame behind a mapped page", "[replay][p2m]")
 {
-    replay_in_shadow(
+    replay_everywhere_with_p2m(
         {
             write("0x10000", 0x11, R"("gpa":"0x20000")"),
             set("0x20", 0),
@@ -108,7 +128,7 @@ TEST_CASE("another machine frame behind a mapped page", "[replay][p2m]")
 
 TEST_CASE("a frame is taken from the guest and given back", "[replay][p2m]")
 {
-    replay_in_shadow(
+    replay_everywhere_with_p2m(
         {
             set("0x20", 0),
             write("0x10000", 0x11, R"("gpa":"0x20000")"),
@@ -144,7 +164,7 @@ TEST_CASE("no TLB holds a machine frame that was taken away", "[replay][p2m]")
     for (const char* const change :
          {R"({"op":"p2m_clear","gfn":"0x20"})", R"({"op":"p2m_set","gfn":"0x20","mfn":"0x5000"})",
           R"({"op":"p2m_set","gfn":"0x20","type":"ram_ro"})"}) {
-        replay_in_shadow(
+        replay_everywhere_with_p2m(
             {
                 write("0x10000", 0x11, R"("gpa":"0x20000")"),
                 R"({"op":"write","la":"0x18080","size":4,"value":0,"gpa":"0x4080"})",
@@ -160,7 +180,7 @@ TEST_CASE("no TLB holds a machine frame that was taken away", "[replay][p2m]")
 
 TEST_CASE("a machine frame is one guest frame's", "[replay][p2m]")
 {
-    replay_in_shadow(
+    replay_everywhere_with_p2m(
         {
             set("0x20", 0),
             write("0x10000", 0x11, R"("gpa":"0x20000")"),
@@ -183,7 +203,7 @@ TEST_CASE("frames that change places within one record", "[replay][p2m]")
             return fmt::format(R"({{"op":"expect_memory","gpa":"{:#x}","size":4,"value":{}}})",
                                (0x30 + was + (up ? 1u : ~0u)) * 0x1000 & 0xfffff, was + 1);
         };
-        replay_in_shadow(
+        replay_everywhere_with_p2m(
             {
                 R"({"op":"p2m_set","gfn":"0x30","mfn":"0x5000","count":4})",
                 R"({"op":"poke","gpa":"0x30000","size":4,"value":1})",
@@ -207,7 +227,7 @@ TEST_CASE("a frame that the guest may not write takes no store", "[replay][p2m]"
 {
     for (const char* const type : {"ram_ro", "grant_map_ro"}) {
         const std::string as = fmt::format(R"(,"type":"{}")", type);
-        replay_in_shadow(
+        replay_everywhere_with_p2m(
             {
                 set("0x20", 0),
                 write("0x10000", 0x11, R"("gpa":"0x20000")"),
@@ -229,24 +249,25 @@ TEST_CASE("types under which the guest's memory works as ever", "[replay][p2m]")
     for (const char* const type :
          {"ram_rw", "ram_logdirty", "mmio_direct", "grant_map_rw", "map_foreign", "ioreq_server"}) {
         const std::string as = fmt::format(R"(,"type":"{}")", type);
-        replay_in_shadow(
-            {
-                read("0x10000", R"("gpa":"0x20000","value":0)"),
-                set("0x20", 0, as),
-                read("0x10000", R"("gpa":"0x20000","value":0)"),
-                write("0x10000", 0x22, R"("gpa":"0x20000")"),
-                write("0x10000", 0x23, R"("gpa":"0x20000")"),
-                read("0x10000", R"("gpa":"0x20000","value":"0x23")"),
-                R"({"op":"fetch","la":"0x10000","cpl":3,"size":3,"gpa":"0x20000"})",
-            },
-            9);
+        std::vector<std::string> records{
+            read("0x10000", R"("gpa":"0x20000","value":0)"),
+            set("0x20", 0, as),
+            read("0x10000", R"("gpa":"0x20000","value":0)"),
+            write("0x10000", 0x22, R"("gpa":"0x20000")"),
+            write("0x10000", 0x23, R"("gpa":"0x20000")"),
+            read("0x10000", R"("gpa":"0x20000","value":"0x23")"),
+        };
+        replay_everywhere_with_p2m(records, 8);
+        // Shadow entries have no bit of the type's against fetches; the second level has (C1).
+        records.push_back(R"({"op":"fetch","la":"0x10000","cpl":3,"size":3,"gpa":"0x20000"})");
+        replay_in(setups(), records, 9);
     }
 }
 
 TEST_CASE("memory that is populated on demand is all zeros", "[replay][p2m]")
 {
     const std::string on_demand = R"({"op":"p2m_set","gfn":"0x20","type":"populate_on_demand"})";
-    replay_in_shadow(
+    replay_everywhere_with_p2m(
         {
             write("0x10000", 0x11, R"("gpa":"0x20000")"),
             on_demand,
@@ -264,7 +285,7 @@ TEST_CASE("memory that is populated on demand is all zeros", "[replay][p2m]")
         },
         11);
     // A table of the guest's.
-    replay_in_shadow(
+    replay_everywhere_with_p2m(
         {
             read("0x10000", R"("gpa":"0x20000")"),
             R"({"op":"p2m_set","gfn":"0x4","type":"populate_on_demand"})",
@@ -279,7 +300,8 @@ TEST_CASE("memory that is populated on demand is all zeros", "[replay][p2m]")
 TEST_CASE("a page that is nothing at all is the guest's fault", "[replay][p2m]")
 {
     // reference/xen.md B9 step 8. A device's is none.
-    replay_in_shadow(
+    replay_in(
+        setups(),
         {
             write("0x10000", 0x11, R"("gpa":"0x20000")"),
             R"({"op":"p2m_set","gfn":"0x20","type":"invalid"})",
@@ -348,7 +370,7 @@ TEST_CASE("a table whose frame changes is read anew", "[replay][p2m]")
                 set(table.gfn, 0),
                 read("0x10000", after),
             });
-        for (const ReplayConfig& config : setups()) {
+        for (const ReplayConfig& config : setups_with_p2m()) {
             INFO(table.guest << " table " << table.gfn << " " << describe(config) << " " << config.cpu);
             try {
                 const Outcome outcome = replay_text(text, config);
@@ -365,7 +387,7 @@ TEST_CASE("a table whose frame changes is read anew", "[replay][p2m]")
 
 TEST_CASE("the PDPTEs stay in their registers when their frame changes", "[replay][p2m]")
 {
-    for (const ReplayConfig& config : setups()) {
+    for (const ReplayConfig& config : setups_with_p2m()) {
         INFO(describe(config) << " " << config.cpu);
         const Outcome outcome =
             replay_text(Header{}.line() + pae_guest() +
@@ -390,7 +412,7 @@ TEST_CASE("the PDPTEs stay in their registers when their frame changes", "[repla
 
 TEST_CASE("a reset puts the P2M back", "[replay][p2m]")
 {
-    for (const ReplayConfig& config : setups()) {
+    for (const ReplayConfig& config : setups_with_p2m()) {
         INFO(describe(config) << " " << config.cpu);
         const Outcome outcome =
             replay_text(Header{}.line() +
