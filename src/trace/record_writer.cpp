@@ -298,7 +298,8 @@ struct LineOf {
         Object object;
         object.word("op", "p2m_set").hex("gfn", set.gfn.number());
         if (set.mfn) object.hex("mfn", set.mfn->number());
-        object.integer_unless("count", set.count, 1).word("type", name_of(set.type));
+        object.integer_unless("count", set.count, 1);
+        if (set.type != P2mType::ram_rw) object.word("type", name_of(set.type));
         if (set.access) object.word("access", name_of(*set.access));
         return object.take();
     }

@@ -291,7 +291,7 @@ TEST_CASE("the text of a record", "[trace][writer]")
           R"("event":{"kind":"mem_access","gfn":"0x30","rights":"rw"}})");
     CHECK(to_json_line(Record{P2mSetRecord{Gfn{0x30}, 2, Mfn{0x50}, P2mType::ram_ro, MemAccess::rx}}) ==
           R"({"op":"p2m_set","gfn":"0x30","mfn":"0x50","count":2,"type":"ram_ro","access":"rx"})");
-    CHECK(to_json_line(Record{P2mSetRecord{}}) == R"({"op":"p2m_set","gfn":"0x0","type":"ram_rw"})");
+    CHECK(to_json_line(Record{P2mSetRecord{}}) == R"({"op":"p2m_set","gfn":"0x0"})");
     CHECK(to_json_line(Record{P2mClearRecord{Gfn{0x30}, 2}}) ==
           R"({"op":"p2m_clear","gfn":"0x30","count":2})");
     LogDirtyRecord log;
