@@ -237,6 +237,7 @@ MachineCounters Machine::counters() const
     if (shadow_) {
         counters.unseen_switches = shadow_->unseen_switches();
         counters.hazards = shadow_->hazards();
+        counters.log_dirty = shadow_->log_dirty_counters();
     }
     if (oracle_) counters.coherence = oracle_->counts();
     return counters;
@@ -749,6 +750,7 @@ void Machine::clear_frame(Gfn frame)
 void Machine::forget(Gfn frame)
 {
     if (!shadow_) return;
+    shadow_->mark_dirty(frame);
     shadow_->forget(frame);
     settle_all();
 }
@@ -768,6 +770,16 @@ void Machine::blow_shadows()
     if (!shadow_) return;
     shadow_->blow();
     settle_all();
+}
+
+LogDirtyAnswer Machine::log_dirty(LogDirtyAction action)
+{
+    if (!shadow_) return {LogDirtyAnswer::kInvalid, 0, 0, {}};
+    const ShadowWork before = before_work();
+    LogDirtyAnswer answer = shadow_->log_dirty(action);
+    charge(0, before);
+    settle_all();
+    return answer;
 }
 
 std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mType type,
@@ -877,7 +889,11 @@ void Machine::put_into_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
         }
     }
     std::vector<Gfn> frames;
-    for (const auto& change : changes) frames.push_back(change.first);
+    std::vector<Gfn> added;  // with other memory behind them than before
+    for (const auto& [frame, entry] : changes) {
+        frames.push_back(frame);
+        if (entry.has_frame() && p2m_.mfn_of(frame) != entry.mfn) added.push_back(frame);
+    }
     if (shadow_) {
         for (unsigned i = 0; i < vcpus_.size(); ++i) shadow_->catch_up(i, vcpus_[i].guest);
         shadow_->before_p2m_change(frames);
@@ -895,7 +911,9 @@ void Machine::put_into_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
         p2m_.set(first, count, entry);
         i += count;
     }
-    if (shadow_) shadow_->after_p2m_change();
+    if (!shadow_) return;
+    shadow_->after_p2m_change();
+    for (const Gfn frame : added) shadow_->mark_dirty(frame);
 }
 
 Mfn Machine::take_spare_frame(Gfn frame, std::string_view purpose)
@@ -968,6 +986,11 @@ void Machine::audit_against_shadows(unsigned index, std::vector<std::string>& vi
                 fmt::format("TLB {} of vCPU {}, not in secure mode, holds a translation of {} to frame {}, "
                             "which is secure",
                             tlb.name, index, address, *frame));
+        } else if (content.attributes.rights().writable && content.attributes.dirty() &&
+                   shadow_->unlogged(*frame)) {
+            violations.push_back(
+                fmt::format("TLB {} holds a writable translation of {} to frame {}, which is clean", tlb.name,
+                            address, *frame));
         } else if (content.attributes.rights().writable && content.attributes.dirty() &&
                    shadow_->traps_writes_to(*frame)) {
             violations.push_back(

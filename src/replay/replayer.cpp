@@ -78,6 +78,16 @@ std::string describe(std::span<const std::byte> bytes)
     return text;
 }
 
+/// The first ones are enough to see what is wrong.
+std::string describe_dirty(const std::vector<Gfn>& frames)
+{
+    constexpr std::size_t kShown = 16;
+    std::string text = fmt::format("{} dirty frames:", frames.size());
+    for (std::size_t i = 0; i < std::min(frames.size(), kShown); ++i) text += fmt::format(" {}", frames[i]);
+    if (frames.size() > kShown) text += " ...";
+    return text;
+}
+
 std::array<std::byte, 8> bytes_of(std::uint64_t value)
 {
     std::array<std::byte, 8> bytes;
@@ -526,10 +536,33 @@ void Replayer::replay_record(const P2mClearRecord& record)
     change_p2m(record.gfn, record.count, P2mType::mmio_dm, MemAccess::rwx, std::nullopt);
 }
 
-void Replayer::replay_record(const LogDirtyRecord&)
+void Replayer::replay_record(const LogDirtyRecord& record)
 {
-    need_hypervisor("log_dirty");
-    throw RecordError("op \"log_dirty\" is not replayed by this version", "op");
+    need_shadows("log_dirty");
+    using Action = LogDirtyRecord::Action;
+    LogDirtyAction action{};
+    switch (record.action) {
+    case Action::enable: action = LogDirtyAction::enable; break;
+    case Action::peek: action = LogDirtyAction::peek; break;
+    case Action::clean: action = LogDirtyAction::clean; break;
+    case Action::disable: action = LogDirtyAction::disable; break;
+    }
+    const LogDirtyAnswer answer = machine_.log_dirty(action);
+    if (answer.rc != 0) {
+        const bool on_already = action == LogDirtyAction::enable;
+        throw RecordError(fmt::format("log-dirty refuses this: {}",
+                                      answer.rc == LogDirtyAnswer::kNoMemory
+                                          ? "the shadow pool had no page for its set (-ENOMEM)"
+                                      : on_already ? "it is on already (-EINVAL)"
+                                                   : "it is off (-EINVAL)"),
+                          "action");
+    }
+    if (!checking_ || !record.expect) return;
+    std::vector<Gfn> expected = *record.expect;
+    std::sort(expected.begin(), expected.end());
+    check(answer.frames == expected, [&] {
+        return std::pair{describe_dirty(expected), describe_dirty(answer.frames)};
+    });
 }
 
 void Replayer::replay_record(const MemAccessRecord&)

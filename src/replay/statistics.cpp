@@ -59,15 +59,25 @@ void for_each_pair(Mine& mine, Theirs& theirs, Count count, Gauge gauge)
         count(mine.hardware.paging_structure_caches[i].hits, theirs.hardware.paging_structure_caches[i].hits);
     }
     for_each_pair(mine.hardware.cycles, theirs.hardware.cycles, count);
-    for (const ShadowCounterName& counter : kShadowCounterNames) {
-        auto& one = mine.shadow.*counter.member;
-        auto& other = theirs.shadow.*counter.member;
-        if (counter.gauge) {
-            gauge(one, other);
-        } else {
-            count(one, other);
+    const auto named = [&](const auto& names, auto& ours, auto& others) {
+        for (const auto& counter : names) {
+            if (counter.gauge) {
+                gauge(ours.*counter.member, others.*counter.member);
+            } else {
+                count(ours.*counter.member, others.*counter.member);
+            }
         }
-    }
+    };
+    named(kShadowCounterNames, mine.shadow, theirs.shadow);
+    named(kLogDirtyCounterNames, mine.hardware.log_dirty, theirs.hardware.log_dirty);
+}
+
+template <class Names, class Counters>
+Json counters_json(const Names& names, const Counters& counters)
+{
+    Json json = Json::object();
+    for (const auto& counter : names) json[std::string{counter.name}] = counters.*counter.member;
+    return json;
 }
 
 Json hits_of(std::uint64_t lookups, std::uint64_t hits)
@@ -129,9 +139,7 @@ Json second_level_json(const MachineCounters& hardware)
 
 Json hazards_json(const HazardCounts& counts)
 {
-    Json json = Json::object();
-    for (const HazardName& hazard : kHazardNames) json[std::string{hazard.name}] = counts.*hazard.member;
-    return json;
+    return counters_json(kHazardNames, counts);
 }
 
 Json coherence_json(const StalenessCounts& counts)
@@ -208,11 +216,9 @@ void add_counters(Json& json, const StatisticsDocument& document, const Statisti
         json["unseen_switches"] = hardware.unseen_switches;
         json["hazards"] = hazards_json(hardware.hazards);
     }
-    Json counters = Json::object();
-    for (const ShadowCounterName& counter : kShadowCounterNames) {
-        counters[std::string{counter.name}] = statistics.shadow.*counter.member;
-    }
-    json["shadow"] = std::move(counters);
+    json["shadow"] = counters_json(kShadowCounterNames, statistics.shadow);
+    if (document.total.hardware.log_dirty != LogDirtyCounters{})
+        json["log_dirty"] = counters_json(kLogDirtyCounterNames, hardware.log_dirty);
 }
 
 }  // namespace

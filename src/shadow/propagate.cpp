@@ -38,6 +38,7 @@ std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rul
     flags = narrowed(flags, role);
     const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
     if (table && !(write && e_->out_of_sync_.may_write(frame))) flags &= ~pte::kWritable;
+    if (e_->unlogged(frame)) flags &= ~pte::kWritable;
     return behind.mfn.address().value() | flags;
 }
 
@@ -52,6 +53,7 @@ std::uint64_t ShadowMmu<Guest>::piece_for(Gfn frame, std::uint8_t role, bool wri
     if (is_read_only(behind.type)) flags &= ~pte::kWritable;
     const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
     if (table && !writes_table) flags &= ~pte::kWritable;
+    if (e_->unlogged(frame)) flags &= ~pte::kWritable;
     return behind.mfn.address().value() | flags;
 }
 

@@ -107,6 +107,26 @@ Mfn ShadowCache::take_page()
     return page.frame;
 }
 
+Mfn ShadowCache::take_other_page()
+{
+    const Mfn page = take_page();
+    ++counters_->alloc;
+    ++counters_->alloc_count;
+    peak_pages_ = std::max(peak_pages_, counters_->alloc_count);
+    ++other_pages_;
+    touch(page, 0, static_cast<unsigned>(kPageBytes));
+    return page;
+}
+
+void ShadowCache::give_other_page(Mfn page)
+{
+    machine_->discard(page.number());
+    free_pages_.push_back({page, filter_->now()});
+    ++counters_->free;
+    --counters_->alloc_count;
+    --other_pages_;
+}
+
 ShadowId ShadowCache::create(const ShadowKey& key)
 {
     ShadowId id;
@@ -519,7 +539,7 @@ void ShadowCache::audit(const std::function<std::uint32_t(ShadowId)>& roots,
                         std::vector<std::string>& violations) const
 {
     std::vector<std::uint32_t> references(shadows_.size(), 0);
-    std::uint64_t pages = 0;
+    std::uint64_t pages = other_pages_;
     std::uint64_t writable_entries = 0;
     for (const ShadowId id : all()) {
         const Shadow& shadow = shadows_[id];

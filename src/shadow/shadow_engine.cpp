@@ -68,6 +68,8 @@ ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2
     , out_of_sync_{listed() ? OutOfSyncTables{declared_.sizes.fixups}
                             : OutOfSyncTables{vcpus, declared_.sizes.out_of_sync, declared_.sizes.fixups}}
     , secure_frames_{secure_view}
+    , dirty_{tables, [this] { return take_trie_page(); },
+             [this](Mfn page, unsigned offset, unsigned bytes) { cache_.touch(page, offset, bytes); }}
     , marks_mmio_{declared_.switches.fast_fault_path && declared_.keyed_by == ShadowKeying::frame_and_type &&
                   machine_bits < kMaxPhysicalAddressBits}
     // A guest makes entries present without a flush: where it writes a table freely, no mark may tell.
@@ -110,6 +112,7 @@ FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& gue
         if (const auto nothing = nothing_behind(guest, access, Gfn::of(at)))
             return {FaultAnswer::Kind::guest, *nothing, {}};
         emulation_ = {vcpu, kTwoLevel.entry_bytes, std::nullopt};
+        if (access.kind == AccessKind::write) log_write(Gfn::of(at));
         return {FaultAnswer::Kind::emulated, {}, at};
     }
     FaultAnswer answer;
@@ -273,6 +276,7 @@ void ShadowEngine::store_and_propagate(std::span<const StorePart> parts)
     guest_memory_.read(parts[0].at, {&old, 1});
     for (const StorePart& part : parts) {
         guest_memory_.write(part.at, part.bytes);
+        mark_dirty(Gfn::of(part.at));
         touch(Gfn::of(part.at), part.at.offset_in_page(), static_cast<unsigned>(part.bytes.size()));
     }
     if (!declared_.protects_tables) return;
@@ -530,6 +534,11 @@ std::vector<std::string> ShadowEngine::audit() const
                                 name_of(p2m_->entry(*page).type)));
             }
             const bool bare = keeps_views_apart() && page && withheld(*page, shadow.key.role);
+            if (page && (entry & pte::kWritable) != 0 && unlogged(*page)) {
+                violations.push_back(
+                    fmt::format("{} of frame {}, entry {}: maps frame {} writable, which is clean",
+                                to_string(shadow.key.type), shadow.key.frame, i, *page));
+            }
             if (page && !bare) continue;
             violations.push_back(fmt::format("{} of frame {}, entry {}: {}", to_string(shadow.key.type),
                                              shadow.key.frame, i,

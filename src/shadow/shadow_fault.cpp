@@ -35,6 +35,7 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
         return walked;
     }
     if (walked->assisted) e_->events_.flag(PathFlag::set_ad);
+    if (walked->assisted && e_->log_dirty_.on) log_assists(access, guest, path);
     if (e_->any_level() && walked->assisted) note_assists(path);
     // Accessed and dirty bits can only add rights to shadows of this format. As entries of another format
     // they mean anything.
@@ -45,6 +46,20 @@ typename ShadowMmu<Guest>::GuestWalk ShadowMmu<Guest>::walk_guest(Tables& tables
         e_->revalidate(path.tables[i], path.offsets[i], path.offsets[i] + Guest.entry_bytes - 1, kFormat);
     }
     return walked;
+}
+
+template <PagingMode Guest>
+void ShadowMmu<Guest>::log_assists(const Access& access, const GuestContext& guest,
+                                   const WalkPath<space::GuestPhysical>& path)
+{
+    // The walk has read the entries before it set bits in them.
+    for (int level = Guest.root_level(); level >= path.lowest; --level) {
+        const auto i = static_cast<std::size_t>(level);
+        const Pte<Guest> entry{path.entries[i]};
+        const bool leaf = guest.rules.entries.is_leaf(entry.raw(), level);
+        const bool made_dirty = leaf && access.kind == AccessKind::write && !entry.dirty();
+        if (!entry.accessed() || made_dirty) e_->mark_dirty(path.tables[i]);
+    }
 }
 
 template <PagingMode Guest>
@@ -167,6 +182,7 @@ FaultAnswer ShadowMmu<Guest>::emulated_at(unsigned vcpu, GuestPhysical address)
 template <PagingMode Guest>
 FaultAnswer ShadowMmu<Guest>::emulated_write_at(unsigned vcpu, GuestPhysical address)
 {
+    e_->log_write(Gfn::of(address));
     FaultAnswer answer = emulated_at(vcpu, address);
     answer.goes_on = Guest == kPae && e_->declared_.switches.fast_emulation;
     return answer;
@@ -185,6 +201,7 @@ FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu
     count_walk_of_emulator(vcpu, guest, access, path, Gfn::of(walked->address));
     if (const auto nothing = e_->nothing_behind(guest, access, Gfn::of(walked->address)))
         return {FaultAnswer::Kind::guest, *nothing, {}};
+    if (access.kind == AccessKind::write) e_->log_write(Gfn::of(walked->address));
     return emulated_at(vcpu, walked->address);
 }
 
@@ -426,6 +443,8 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
         unsigned missing = Guest == kTwoLevel ? 2 : static_cast<unsigned>(Guest.root_level() - 1);
         const bool no_root = root_slot(vcpu, access.address) == kNoShadow;
         if (no_root) missing += pages_of_missing_roots(vcpu);
+        // Of the first write to a region the set of dirty frames may take a page for each level.
+        if (e_->log_dirty_.on) missing += DirtySet::kLevels;
         const bool had_room = e_->make_room(missing);
         if (no_root) {
             load_roots(vcpu, guest);
@@ -502,6 +521,7 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
 
     const ShadowSlot slot = slot_of(at, 1, access.address);
     OutOfSyncTables::Table* const target = table && write ? e_->out_of_sync_.find(page) : nullptr;
+    if (write) e_->log_write(page);
     std::uint64_t leaf = 0;
     if (path.lowest == 1) {
         const Pte<Guest> entry{path.entries[1] | pte::kAccessed | (walked.dirty ? pte::kDirty : 0)};
@@ -548,6 +568,7 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
         return emulated_write_at(vcpu, walked.address);
     }
     ++counters.fault_fixed;
+    e_->count_logged_fault();
     mine.zero_written.reset();
     end(ShadowEventKind::fixup, path, page, [&](ShadowEvent& event) {
         event.entry = e_->cache_.described(slot);

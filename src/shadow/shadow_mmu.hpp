@@ -137,6 +137,9 @@ private:
     /// Whether an entry on the address's path is not as in the copy of its table.
     template <class Tables>
     [[nodiscard]] bool path_changed(Tables& tables, const GuestContext& guest, const Access& access);
+    /// Marks the tables on the path in which the walk has set accessed and dirty bits.
+    void log_assists(const Access& access, const GuestContext& guest,
+                     const WalkPath<space::GuestPhysical>& path);
     /// The copies of tables on the path learn of accessed and dirty bits that the walk has set.
     void note_assists(const WalkPath<space::GuestPhysical>& path);
     void resync_page_under(ShadowId root, LinearAddress address);

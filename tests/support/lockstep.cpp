@@ -160,7 +160,7 @@ void Coverage::add(const Coverage& more)
     for (std::uint64_t Coverage::*count :
          {&Coverage::steps, &Coverage::placed, &Coverage::faults, &Coverage::stale, &Coverage::emulated,
           &Coverage::to_tables, &Coverage::unsynced, &Coverage::no_room, &Coverage::secure,
-          &Coverage::withheld, &Coverage::unseen, &Coverage::remapped}) {
+          &Coverage::withheld, &Coverage::unseen, &Coverage::remapped, &Coverage::dirty}) {
         this->*count += more.*count;
     }
 }
@@ -192,21 +192,86 @@ std::optional<Failure> Lockstep::run(std::span<const Record> steps, const Checks
 {
     const auto due = [](std::size_t i, unsigned every) { return every != 0 && i % every == every - 1; };
     std::size_t i = 0;
+    if (checks.dirty_every != 0 && machine_.shadow() != nullptr) log_dirty();
     try {
         for (; i < steps.size(); ++i) {
             step(steps[i]);
+            if (written_) note_written(steps[i]);
+            if (written_ && due(i, checks.dirty_every)) compare_dirty_set(i / checks.dirty_every % 2 != 0);
             if (due(i, checks.audit_every)) audit();
             if (due(i, checks.memory_every)) compare_memory();
         }
         i = steps.empty() ? 0 : steps.size() - 1;
         audit();
         compare_memory();
+        if (written_) compare_dirty_set(false);
     } catch (const Mismatch& wrong) {
         return Failure{wrong.kind, i, wrong.what()};
     } catch (const DomainCrashed& crash) {
         return Failure{Failure::Kind::crash, i, crash.what()};
     }
     return std::nullopt;
+}
+
+void Lockstep::log_dirty()
+{
+    written_.emplace();
+    if (machine_.log_dirty(LogDirtyAction::enable).rc != 0) throw std::runtime_error{"log-dirty is refused"};
+    note_changed();
+    written_->frames.clear();
+}
+
+void Lockstep::note_written(const Record& record)
+{
+    const OperandList operands = operands_of(record);
+    if (!operands.empty() && fits(operands[0]->vcpu) && !execution_.fault) {
+        for (std::size_t i = 0; i < operands.size(); ++i) {
+            if (operands_[i].kind != AccessKind::write) continue;
+            for (const Placed::Part& part : execution_.placed[i].pages()) {
+                const std::uint64_t frame = part.address.value() >> kPageShift;
+                const auto behind = reference_.memory.behind(frame);
+                if (behind.slot && !behind.read_only) written_->frames.insert(frame);
+            }
+        }
+    }
+    // Zeros alone populate nothing.
+    const auto note_if_ram = [&](Gfn frame) {
+        if (machine_.p2m().mfn_of(frame)) written_->frames.insert(frame.number());
+    };
+    if (const auto* poke = std::get_if<PokeRecord>(&record)) note_if_ram(Gfn::of(poke->gpa));
+    if (const auto* page = std::get_if<PageRecord>(&record)) note_if_ram(page->gfn);
+    note_changed();
+}
+
+void Lockstep::note_changed()
+{
+    const auto note = [&](std::uint64_t frame) {
+        Written::Frame now;
+        now.behind = machine_.p2m().mfn_of(Gfn{frame});
+        machine_.peek(Gfn{frame}.address(), now.content);
+        Written::Frame& last = written_->last[frame];
+        const bool other = now.behind != last.behind;
+        if (other ? now.behind.has_value() : now.content != last.content) written_->frames.insert(frame);
+        last = now;
+    };
+    for (const auto& [first, count] : reference_.memory.ram) {
+        for (std::uint64_t frame = first; frame < first + count; ++frame) note(frame);
+    }
+    for (const auto& [frame, behind] : reference_.memory.changed) note(frame);
+}
+
+void Lockstep::compare_dirty_set(bool clean)
+{
+    const LogDirtyAnswer answer = machine_.log_dirty(clean ? LogDirtyAction::clean : LogDirtyAction::peek);
+    std::vector<std::uint64_t> read;
+    for (const Gfn frame : answer.frames) read.push_back(frame.number());
+    const std::vector<std::uint64_t> written{written_->frames.begin(), written_->frames.end()};
+    if (answer.rc != 0 || read != written || answer.dirty_count != written.size()) {
+        mismatch(Failure::Kind::dirty, "dirty frames [{}] ({}, rc {}), not [{}]", fmt::join(read, " "),
+                 answer.dirty_count, answer.rc, fmt::join(written, " "));
+    }
+    coverage_.dirty += written.size();
+    if (clean) written_->frames.clear();
 }
 
 Coverage Lockstep::coverage() const

@@ -10,8 +10,12 @@
 // and audit() finds nothing.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -45,10 +49,14 @@ struct Setup {
 struct Checks {
     unsigned audit_every = 0;
     unsigned memory_every = 0;
+    /// Log-dirty is on, and its set is read every so many steps, by turns without and with emptying it. It
+    /// must be what has been written since: frames that writes were placed in, those whose content has
+    /// changed, and those with other memory behind them. Not in native mode.
+    unsigned dirty_every = 0;
 };
 
 struct Failure {
-    enum class Kind : std::uint8_t { answer, coherence, audit, memory, crash };
+    enum class Kind : std::uint8_t { answer, coherence, audit, memory, dirty, crash };
     Kind kind = Kind::answer;
     std::size_t step = 0;  ///< the last that was run
     std::string what;
@@ -68,6 +76,7 @@ struct Coverage {
     std::uint64_t withheld = 0;   // #PF at a page whose first frame is secure
     std::uint64_t unseen = 0;     // MOV CR3 without an exit
     std::uint64_t remapped = 0;   // changes of the P2M
+    std::uint64_t dirty = 0;      // frames that log-dirty named
 
     void add(const Coverage& more);
 };
@@ -107,6 +116,21 @@ private:
     [[nodiscard]] std::uint64_t machine_word(const reference::Entry& entry) const;
     [[nodiscard]] bool fits(unsigned vcpu) const;
 
+    void log_dirty();
+    void note_written(const mmusim::Record& record);
+    void note_changed();
+    void compare_dirty_set(bool clean);
+
+    /// What log-dirty has to say.
+    struct Written {
+        struct Frame {
+            std::optional<mmusim::Mfn> behind;
+            std::array<std::byte, 4096> content{};
+        };
+        std::set<std::uint64_t> frames;
+        std::map<std::uint64_t, Frame> last;  ///< by frame, after the last step
+    };
+
     /// What an instruction came to, by page.
     struct Seen {
         std::optional<std::uint64_t> found;  ///< by the machine
@@ -126,6 +150,7 @@ private:
     Coverage coverage_;
     bool narrow_entries_ = false;  ///< tables with 4-byte entries have been in use
     bool wide_entries_ = false;    ///< with 8-byte ones
+    std::optional<Written> written_;
     bool tracing_ = false;
     std::vector<mmusim::Record> trace_;
 };

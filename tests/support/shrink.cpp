@@ -24,6 +24,7 @@ Checks checks_for(const Failure& failure)
     Checks checks;
     if (failure.kind == Failure::Kind::audit) checks.audit_every = 1;
     if (failure.kind == Failure::Kind::memory) checks.memory_every = 1;
+    if (failure.kind == Failure::Kind::dirty) checks.dirty_every = 1;
     return checks;
 }
 

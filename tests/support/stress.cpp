@@ -124,6 +124,9 @@ std::optional<Found> run(const Plan& plan, const std::vector<Contestant>& contes
         for (std::size_t i = 0; i < contestants.size(); ++i) {
             Setup setup = contestants[i].make(seed);
             vary(setup, plan.home, seed, static_cast<unsigned>(i), program.header.vcpus);
+            // The pool gives pages to the set of dirty frames only above a floor.
+            if (plan.checks.dirty_every != 0 && setup.config.shadow_pool_pages)
+                *setup.config.shadow_pool_pages += 128 * program.header.vcpus + DirtySet::kLevels * 4;
             Lockstep lockstep{program.header, setup};
             if (auto failure = lockstep.run(program.steps, plan.checks))
                 return Found{seed, std::move(setup), std::move(program), *std::move(failure)};

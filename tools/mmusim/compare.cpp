@@ -2,12 +2,9 @@
 #include <mmusim/replay/compare.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <functional>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -91,20 +88,8 @@ void print_table(std::FILE* out, const std::vector<Contest>& contests)
         rows.push_back({policy_of(contest), std::string{name_of(contest.config.mode)}, contest.config.cpu});
         for (const Column& column : columns()) rows.back().push_back(grouped(column.value(contest)));
     }
-    std::vector<std::size_t> widths(rows[0].size(), 0);
-    for (const auto& row : rows) {
-        for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-    }
     constexpr std::size_t kNames = 3;
-    for (const auto& row : rows) {
-        std::string line;
-        for (std::size_t i = 0; i < row.size(); ++i) {
-            line += i < kNames ? fmt::format("{:<{}}  ", row[i], widths[i])
-                               : fmt::format("{:>{}}  ", row[i], widths[i]);
-        }
-        line.erase(line.find_last_not_of(' ') + 1);
-        fmt::print(out, "{}\n", line);
-    }
+    fmt::print(out, "{}", table_of(rows, kNames));
     fmt::print(out,
                "fixed: faults that the hypervisor fixed; emulated: writes to tables; pages: of 4 KiB, "
                "shadows at most at a "
@@ -144,18 +129,6 @@ Json json_of(const std::string& trace, const std::vector<Contest>& contests)
         rows.push_back(std::move(row));
     }
     return {{"schema", "mmusim-comparison"}, {"version", 1}, {"trace", trace}, {"rows", std::move(rows)}};
-}
-
-void write_to(const std::string& path, const std::string& text)
-{
-    if (path == "-") {
-        fmt::print("{}", text);
-        return;
-    }
-    std::ofstream file{path, std::ios::binary | std::ios::trunc};
-    file << text;
-    file.close();
-    if (!file) throw std::system_error(errno, std::generic_category(), path);
 }
 
 /// What one of the lists holds, or what the configuration has if it is empty.

@@ -220,6 +220,31 @@ try {
         "  mmusim compare traces/linux-6.1-amd64-4level.jsonl.zst --policy xen,xen-2006,tlb-like --mode "
         "4-on-4,native");
 
+    tool::MigrateOptions migrate;
+    CLI::App* migrate_verb = app.add_subcommand(
+        "migrate", "Migrate the guest of a trace by pre-copy: what each round sends and costs");
+    migrate_verb->add_option("trace", migrate.trace, "trace file")->required();
+    add_number(*migrate_verb, "--rounds", migrate.rounds,
+               "rounds while the guest runs, the first sends all memory (default: 5)");
+    add_number(
+        *migrate_verb, "--bandwidth", migrate.bandwidth,
+        "pages sent in a million cycles: a round lasts as long as its pages take (default: each has the "
+        "same number of records)")
+        ->type_name("PAGES");
+    add_config_options(*migrate_verb, migrate.config);
+    add_number(*migrate_verb, "--limit", migrate.config.limit,
+               "the trace ends N records after migration began");
+    add_number(*migrate_verb, "--skip", migrate.config.skip,
+               "migration begins at the first access beyond N records (default: 0)");
+    migrate_verb
+        ->add_option("--csv", migrate.csv, "write the table as CSV (-: to standard output, instead of it)")
+        ->type_name("FILE");
+    migrate_verb->add_option("--json", migrate.json, "write it as JSON (-: the same)")->type_name("FILE");
+    migrate_verb->footer(
+        "Examples:\n"
+        "  mmusim migrate traces/linux-6.1-amd64-4level.jsonl.zst --rounds 4\n"
+        "  mmusim migrate traces/linux-6.1-686-2level.jsonl.zst --bandwidth 2000 --policy write-protect");
+
     tool::WalkOptions walk;
     const std::map<std::string, mmusim::AccessKind> kinds{{"read", mmusim::AccessKind::read},
                                                           {"write", mmusim::AccessKind::write},
@@ -296,6 +321,7 @@ try {
     }
     if (*replay_verb) return finished(tool::replay(replay));
     if (*compare_verb) return finished(tool::compare(compare));
+    if (*migrate_verb) return finished(tool::migrate(migrate));
     if (*walk_verb) return finished(tool::walk(walk));
     if (*info_verb) return finished(tool::trace_info(trace));
     if (*validate_verb) return finished(tool::trace_validate(trace));

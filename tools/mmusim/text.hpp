@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace mmusim::tool {
 
@@ -16,5 +17,12 @@ namespace mmusim::tool {
     }
     return text;
 }
+
+/// Rows of the same length, the first the titles, as lines: the first `names` columns to the left, numbers to
+/// the right.
+[[nodiscard]] std::string table_of(const std::vector<std::vector<std::string>>& rows, std::size_t names);
+
+/// "-" is standard output. Throws std::system_error.
+void write_to(const std::string& path, const std::string& text);
 
 }  // namespace mmusim::tool

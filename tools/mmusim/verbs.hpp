@@ -58,6 +58,16 @@ struct CompareOptions {
 };
 int compare(const CompareOptions& options);
 
+struct MigrateOptions {
+    ConfigOptions config;
+    std::string trace;
+    std::optional<std::uint64_t> rounds;
+    std::optional<std::uint64_t> bandwidth;  ///< pages per million cycles
+    std::string csv;                         ///< a file, "-", or empty
+    std::string json;                        ///< the same
+};
+int migrate(const MigrateOptions& options);
+
 struct WalkOptions {
     ConfigOptions config;
     std::string trace;

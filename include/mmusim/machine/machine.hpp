@@ -149,6 +149,7 @@ struct MachineCounters {
     std::vector<TlbCounters> tlbs;        ///< as the profile lists them
     std::array<PagingStructureCacheCounters, kMaxLevels + 1> paging_structure_caches{};  ///< by level
     std::uint64_t unseen_switches = 0;  ///< MOV CR3 without an exit
+    LogDirtyCounters log_dirty;
     HazardCounts hazards;
     std::vector<Cycles> cycles;  ///< by label; empty: no clock
     SecondLevelCounters second_level;
@@ -215,6 +216,8 @@ public:
     /// DomainCrashed where the hypervisor ends the domain for it.
     [[nodiscard]] std::optional<Refusal> set_p2m(Gfn first, std::uint64_t count, P2mType type,
                                                  MemAccess access, std::optional<Mfn> mfn);
+    /// Log-dirty by whoever is outside (docs/log-dirty.md). Under shadows alone, else -EINVAL.
+    [[nodiscard]] LogDirtyAnswer log_dirty(LogDirtyAction action);
     /// From now on these frames alone may be mapped only by vCPUs in secure mode (docs/secure-view.md).
     /// Not natively: who would see to it?
     void set_secure_frames(std::vector<Gfn> frames);

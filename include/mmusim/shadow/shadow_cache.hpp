@@ -102,6 +102,9 @@ public:
     void unpin(ShadowId id);
     /// The one pinned longest ago first.
     [[nodiscard]] const std::vector<ShadowId>& pinned() const { return pinned_; }
+    /// A page of the pool for other things than shadows, of zeros; the pool must have one. And back.
+    [[nodiscard]] Mfn take_other_page();
+    void give_other_page(Mfn page);
     /// Called for each shadow that is about to be destroyed.
     void on_destroy(std::function<void(ShadowId)> hook) { on_destroy_ = std::move(hook); }
     /// While on, the shadows of long-mode L3 tables have no up-pointer, since they may be pinned.
@@ -250,6 +253,7 @@ private:
     Mfn pool_first_;
     std::uint64_t pool_pages_;
     std::uint64_t peak_pages_ = 0;
+    std::uint64_t other_pages_ = 0;     ///< in use, but for no shadow
     std::vector<ShadowId> page_owner_;  ///< by page of the pool, as far as it has been used
     std::deque<FreePage> free_pages_;   ///< among these; the one freed first comes first
     std::vector<Shadow> shadows_;

@@ -34,7 +34,9 @@
 
 #include <boost/unordered/unordered_flat_set.hpp>
 
+#include <mmusim/p2m/dirty_set.hpp>
 #include <mmusim/p2m/guest_memory.hpp>
+#include <mmusim/p2m/log_dirty.hpp>
 #include <mmusim/p2m/p2m.hpp>
 #include <mmusim/pagewalk/walk.hpp>
 #include <mmusim/shadow/counters.hpp>
@@ -170,6 +172,16 @@ public:
     void before_p2m_change(std::span<const Gfn> frames);
     /// They have changed.
     void after_p2m_change();
+
+    // Log-dirty (reference/xen.md B15): a frame that is not marked is mapped read-only in all shadows. All
+    // that may write guest memory, the hypervisor's walks among them, mark.
+
+    [[nodiscard]] LogDirtyAnswer log_dirty(LogDirtyAction action);
+    /// The frame has been written, or is going to be. Does nothing while log-dirty is off.
+    void mark_dirty(Gfn frame);
+    /// Whether a write to the frame has to be marked before it may happen.
+    [[nodiscard]] bool unlogged(Gfn frame) const;
+    [[nodiscard]] LogDirtyCounters log_dirty_counters() const;
 
     /// From now on these frames alone are secure. Entries that map one outside the secure view go.
     void set_secure_frames(std::vector<Gfn> frames);
@@ -366,6 +378,11 @@ private:
     /// Gives up the shadows of a frame. `fast`: only by what is known of their references. False if some
     /// remain.
     bool unshadow(Gfn frame, bool fast);
+    void count_logged_fault();
+    /// A write of the guest's to the frame is under way.
+    void log_write(Gfn frame);
+    /// A page for the set of dirty frames, if the pool may give one.
+    [[nodiscard]] std::optional<Mfn> take_trie_page();
     /// Room for `pages` more pages of shadows. False if others had to give way.
     bool make_room(std::uint64_t pages);
     void forget_hints(ShadowId destroyed);
@@ -417,6 +434,15 @@ private:
     HazardCounts hazards_;
     std::vector<std::string> hazard_texts_;
     std::uint64_t unseen_switches_ = 0;
+    struct LogDirty {
+        bool on = false;
+        bool incomplete = false;  ///< a mark found no page
+        std::uint64_t fault_count = 0;
+        std::uint64_t dirty_count = 0;
+    };
+    DirtySet dirty_;
+    LogDirty log_dirty_;
+    LogDirtyCounters log_dirty_counters_;
     Emulation emulation_;
     unsigned current_ = 0;                            ///< the vCPU whose fault is being handled
     bool marks_mmio_;                                 ///< level-1 entries tell of frames outside RAM
