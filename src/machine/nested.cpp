@@ -94,6 +94,8 @@ Machine::Step Machine::answer(unsigned index, const Access& access, const Second
                         address, access.address));
     }
     if (answer_access(violation, entry)) return {Step::Kind::retry, {}};
+    // Permitted, but the format of the tables cannot say so.
+    if (entry.rights().permits(kind)) return emulate_nested(index, access);
     const bool write = kind == AccessKind::write;
     switch (entry.type) {
     case P2mType::populate_on_demand: populate_on_demand(frame); return {Step::Kind::retry, {}};

@@ -157,6 +157,51 @@ TEST_CASE("each P2M type has its effect on reads, writes and fetches in nested m
     }
 }
 
+TEST_CASE("access rights that nobody listens to are lifted; what the tables cannot say is emulated",
+          "[machine][nested]")
+{
+    struct AccessCase {
+        MemAccess access;
+        const char* permitted;
+    };
+    constexpr std::array<AccessCase, kMemAccessTypes> kAccessCases{{{MemAccess::n, ""},
+                                                                    {MemAccess::r, "r"},
+                                                                    {MemAccess::w, "w"},
+                                                                    {MemAccess::rw, "rw"},
+                                                                    {MemAccess::x, "x"},
+                                                                    {MemAccess::rx, "rx"},
+                                                                    {MemAccess::wx, "wx"},
+                                                                    {MemAccess::rwx, "rwx"},
+                                                                    {MemAccess::rx2rw, "rx"},
+                                                                    {MemAccess::n2rwx, ""},
+                                                                    {MemAccess::r_pw, "r"}}};
+    for (const Host& host : hosts()) {
+        for (const AccessCase& one : kAccessCases) {
+            for (const AccessKind kind : {AccessKind::read, AccessKind::write, AccessKind::fetch}) {
+                INFO(host.name() << ", " << name_of(one.access) << ", " << name_of(kind));
+                Guest guest = guest_for(host);
+                set(guest, kFrame, P2mType::ram_rw, 1, one.access);
+                const std::string permitted = one.permitted;
+                const bool has_read = permitted.find('r') != std::string::npos;
+                const bool has_write = permitted.find('w') != std::string::npos;
+                const bool is_permitted =
+                    permitted.find("rwx"[static_cast<std::size_t>(kind)]) != std::string::npos;
+                const bool can_be_said = has_read || (host.format == P2mFormat::ept && !has_write);
+                const std::uint64_t exits = guest.machine.counters().exits;
+                const Seen seen = guest.access(Guest::operand(kind, kLinear));
+                REQUIRE(seen.ok());
+                CHECK(load(guest, seen) == kContent);
+                CHECK(seen.emulated() == (is_permitted && !can_be_said));
+                CHECK(guest.machine.counters().exits - exits == (is_permitted && can_be_said ? 0u : 1u));
+                const bool converts = one.access == MemAccess::rx2rw && kind == AccessKind::write;
+                const MemAccess after = is_permitted ? one.access : converts ? MemAccess::rw : MemAccess::rwx;
+                CHECK(guest.machine.p2m().entry(kFrame).access == after);
+                CHECK(guest.machine.audit() == std::vector<std::string>{});
+            }
+        }
+    }
+}
+
 TEST_CASE("a write to a shared frame goes to a copy", "[machine][nested]")
 {
     for (const Host& host : hosts()) {
