@@ -108,7 +108,8 @@ std::vector<Gfn> DirtySet::frames() const
         for (unsigned i = 0; i < kPageBytes / 8; ++i) {
             auto word = memory_->load<std::uint64_t>(leaf.number(), i * 8);
             for (; word != 0; word &= word - 1)
-                all.emplace_back(first + i * 64u + static_cast<unsigned>(std::countr_zero(word)));
+                all.emplace_back(first + std::uint64_t{i} * 64 +
+                                 static_cast<unsigned>(std::countr_zero(word)));
         }
     };
     if (!pages_.empty()) for_each_leaf(pages_.front(), kLevels, 0, add);

@@ -20,7 +20,7 @@ enum class Key : std::uint8_t {
     cs, ss, ds, es, fs, gs, base, limit, null, expand_down, big,
     gfn, gfns, width, entries, ignore, name, records,
     mfn, count, access, action, expect, listener, required,
-    default_,  // "default", a word of the language
+    default_all,  // its name is "default", a word of the language
     event, kind, rights,
     unknown,
 };
@@ -39,7 +39,7 @@ inline constexpr std::array<std::string_view, kKeys> kKeyNames{
 static_assert(kKeyNames[static_cast<std::size_t>(Key::mem)] == "mem");
 static_assert(kKeyNames[static_cast<std::size_t>(Key::pcid)] == "pcid");
 static_assert(kKeyNames[static_cast<std::size_t>(Key::big)] == "big");
-static_assert(kKeyNames[static_cast<std::size_t>(Key::default_)] == "default");
+static_assert(kKeyNames[static_cast<std::size_t>(Key::default_all)] == "default");
 static_assert(kKeyNames[static_cast<std::size_t>(Key::rights)] == "rights");
 
 [[nodiscard]] constexpr std::string_view name_of(Key key)
@@ -87,7 +87,7 @@ template <auto... kCandidates>
     case 'a': return first_of<ac, access, action>(text);
     case 'b': return first_of<bytes, base, big>(text);
     case 'c': return first_of<cpl, cr2, cr3, cr0, cr4, cs, count>(text);
-    case 'd': return first_of<ds, default_>(text);
+    case 'd': return first_of<ds, default_all>(text);
     case 'e': return first_of<efer, entries, event, es, expand_down, expect>(text);
     case 'f': return first_of<fault, fs>(text);
     case 'g': return first_of<gpa, gap, gfn, gpa2, gs, gfns>(text);

@@ -627,7 +627,7 @@ void RecordParser::Impl::read_frames(const Fields& fields, const Field& field, s
         if (const auto error = element.error()) refuse_malformed(text_, field.at, error);
         Field part{field.key, nullptr, &text_, element.value_unsafe()};
         part.at = part.value.raw_json_token().data();
-        frames.push_back(Gfn{part.number(kFrames - 1)});
+        frames.emplace_back(part.number(kFrames - 1));
     }
     sorted_ = frames;
     std::sort(sorted_.begin(), sorted_.end());
@@ -708,7 +708,7 @@ void RecordParser::Impl::read_mem_access(Fields& fields, MemAccessRecord& rights
         switch (field.key) {
         case Key::gfn: rights.gfn = Gfn{field.number(kFrames - 1)}; break;
         case Key::count: rights.count = field.integer(1, kFrames); break;
-        case Key::default_:
+        case Key::default_all:
             if (!field.boolean()) field.refuse_value("can only be true");
             rights.target = Target::domain_default;
             break;
@@ -725,7 +725,7 @@ void RecordParser::Impl::read_mem_access(Fields& fields, MemAccessRecord& rights
         }
     }
     if (fields.has(Key::gfn)) {
-        if (fields.has(Key::default_)) fields.refuse(Key::default_, "stands beside \"gfn\"");
+        if (fields.has(Key::default_all)) fields.refuse(Key::default_all, "stands beside \"gfn\"");
         rights.target = Target::frames;
         check_frames(fields, rights.gfn, rights.count);
     } else if (fields.has(Key::count)) {

@@ -67,9 +67,9 @@ inline constexpr KeySet kSegments = keys({Key::cs, Key::ss, Key::ds, Key::es, Ke
     case p2m_clear: return {keys({Key::op, Key::gfn, Key::count}), bit(Key::gfn)};
     case log_dirty: return {keys({Key::op, Key::action, Key::expect}), bit(Key::action)};
     case mem_access:
-        return {
-            keys({Key::op, Key::gfn, Key::count, Key::default_, Key::access, Key::listener, Key::required}),
-            0};
+        return {keys({Key::op, Key::gfn, Key::count, Key::default_all, Key::access, Key::listener,
+                      Key::required}),
+                0};
     case secure_frames: return {keys({Key::op, Key::gfns}), bit(Key::gfns)};
     case secure_mode: return with_value(keys({Key::op, Key::vcpu}));
     case end: return {keys({Key::op, Key::records}), bit(Key::records)};

@@ -354,5 +354,5 @@ TEST_CASE("no write is lost: 5-level programs", "[machine]")
 TEST_CASE("no write is lost: many programs", "[machine][slow]")
 {
     for (const Home home : {Home::two_level, Home::pae, Home::four_level, Home::five_level})
-        check_programs(home, 1000, 40);
+        check_programs(home, 1000, 12);
 }

@@ -198,11 +198,11 @@ std::optional<SecondLevelPage> SecondLevel::translate(const SecondLevelAccess& a
     FrameRights rights{true, true, true};
     Mfn table = p2m_->tables()->root();
     for (int level = levels_;; --level) {
-        const auto index = static_cast<unsigned>(gfn.number() >> (9 * (level - 1)) & 511);
-        const std::uint64_t raw = tables_.load<std::uint64_t>(table, index * 8);
+        const auto offset = static_cast<unsigned>(gfn.number() >> (9 * (level - 1)) & 511) * 8;
+        const std::uint64_t raw = tables_.load<std::uint64_t>(table, offset);
         ++counters_.memory_references;
-        time.load(level, table.address(index * 8));
-        used_[static_cast<std::size_t>(level)] = {table, index * 8, raw};
+        time.load(level, table.address(offset));
+        used_[static_cast<std::size_t>(level)] = {table, offset, raw};
         const FrameRights here = rights_of_entry(raw);
         if (here == FrameRights{}) return std::nullopt;  // not present
         if (malformed(raw, level)) {
