@@ -514,7 +514,7 @@ constexpr std::array<std::pair<const char*, Cycles InstructionSpec::*>, 5> kInst
     {"page_fault", &InstructionSpec::page_fault},
 }};
 
-constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 16> kPriceKeys{{
+constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 17> kPriceKeys{{
     {"exit", &PriceList::exit},
     {"entry", &PriceList::entry},
     {"fault_handler", &PriceList::fault_handler},
@@ -531,6 +531,7 @@ constexpr std::array<std::pair<const char*, Cycles PriceList::*>, 16> kPriceKeys
     {"compare_entry", &PriceList::compare_entry},
     {"flush", &PriceList::flush},
     {"ipi", &PriceList::ipi},
+    {"access_event", &PriceList::access_event},
 }};
 
 CpuProfile read_profile(const Json& document)

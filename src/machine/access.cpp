@@ -69,6 +69,8 @@ Result<Translation<space::GuestPhysical>, PageFault> Machine::guest_walk(unsigne
         const Gfn frame = Gfn::of(walked->address);
         if (const auto refused = shadow_->refusal(index, guest, access, frame)) return *refused;
         if (const auto nothing = shadow_->nothing_behind(guest, access, frame)) return *nothing;
+        // To its instruction the same.
+        if (shadow_->may_be_stopped(guest, access)) return PageFault{access.address};
     }
     return walked;
 }
@@ -76,7 +78,7 @@ Result<Translation<space::GuestPhysical>, PageFault> Machine::guest_walk(unsigne
 Machine::Step Machine::faulted(const PageFault& fault)
 {
     exception_ = Exception::of(fault);
-    return {Step::Kind::fault, {}};
+    return {Step::Kind::fault};
 }
 
 // --- time --------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access, Ag
     if (!vcpu.fits) [[unlikely]]
         refuse_mode(vcpu);
     if (vcpu.paging_off) [[unlikely]] {
-        return {Step::Kind::done, GuestPhysical{access.address.value()}, access.address.value()};
+        return done_at(GuestPhysical{access.address.value()}, access.address.value());
     }
     if constexpr (!Timed) {
         const auto found = vcpu.mmu->translate<false>(access, nullptr);
@@ -126,7 +128,7 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access, Ag
             return missed(index, access, found.error(), again);
         if (oracle_) [[unlikely]]
             check_coherence(index, access, GuestPhysical{found->origin});
-        return {Step::Kind::done, GuestPhysical{found->origin}, found->machine};
+        return done_at(GuestPhysical{found->origin}, found->machine);
     } else {
         Passage passage{flight_.issued};
         const auto found = vcpu.mmu->translate<true>(access, &passage);
@@ -138,7 +140,7 @@ inline Machine::Step Machine::translate(unsigned index, const Access& access, Ag
         }
         if (oracle_) [[unlikely]]
             check_coherence(index, access, GuestPhysical{found->origin});
-        return {Step::Kind::done, GuestPhysical{found->origin}, found->machine};
+        return done_at(GuestPhysical{found->origin}, found->machine);
     }
 }
 
@@ -149,7 +151,7 @@ Machine::Step Machine::missed(unsigned index, const Access& access, const PageFa
     vcpus_[index].mmu->page_fault(access.address);
     if (shadow_) {
         // The hypervisor sets the dirty bit: whatever is translated again must not fault then.
-        if (access.kind == AccessKind::write && one_faults(index, again)) return {Step::Kind::retry, {}};
+        if (access.kind == AccessKind::write && one_faults(index, again)) return {Step::Kind::retry};
         return exit_to_hypervisor(index, access, fault.error_code);
     }
     raise_page_fault(index, access.address);
@@ -162,12 +164,18 @@ Machine::Step Machine::step_of(const FaultAnswer& answer)
     case FaultAnswer::Kind::retry:
     case FaultAnswer::Kind::populate: break;  // (it has been)
     case FaultAnswer::Kind::guest: return faulted(answer.fault);
+    case FaultAnswer::Kind::stopped:
+        exception_ = {Vector::mem_access, 0, {}, "the frame's right does not permit it: not done"};
+        return {Step::Kind::fault};
     case FaultAnswer::Kind::emulated:
         if (p2m_.changed() && p2m_.entry(Gfn::of(answer.address)).type == P2mType::populate_on_demand)
             populate_on_demand(Gfn::of(answer.address));
-        return {Step::Kind::emulated, answer.address};
+        return {.kind = Step::Kind::emulated,
+                .granted = answer.granted.has_value(),
+                .discards = answer.granted == EventAction::emulate_nowrite,
+                .address = answer.address};
     }
-    return {Step::Kind::retry, {}};
+    return {Step::Kind::retry};
 }
 
 Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access, std::uint32_t error_code)
@@ -176,10 +184,20 @@ Machine::Step Machine::exit_to_hypervisor(unsigned index, const Access& access, 
     exit_for(index, access, error_code, answer);
     vcpus_[index].further = answer.goes_on ? kFurtherInstructions : std::uint8_t{0};
     if (answer.kind == FaultAnswer::Kind::guest) raise_page_fault(index, access.address);
+    if (answer.granted == EventAction::single_step) end_single_step(index);
     return step_of(answer);
 }
 
-Machine::Step Machine::emulate(unsigned index, const Access& access)
+void Machine::end_single_step(unsigned index)
+{
+    // The restriction is back: what the step has used of the page is cached no more.
+    ++exits_;
+    system_instruction(CycleLabels::kExit, timing().hypervisor.exit);
+    flush_hardware(index);
+    system_instruction(CycleLabels::kEntry, timing().hypervisor.entry);
+}
+
+Machine::Step Machine::emulate(unsigned index, const Access& access, bool checked)
 {
     if (!shadow_) {
         const Step step = emulate_nested(index, access);
@@ -187,7 +205,7 @@ Machine::Step Machine::emulate(unsigned index, const Access& access)
         return step;
     }
     const ShadowWork before = before_work();
-    const FaultAnswer answer = shadow_->emulated_access(index, vcpus_[index].guest, access);
+    const FaultAnswer answer = shadow_->emulated_access(index, vcpus_[index].guest, access, checked);
     charge(index, before);
     settle(index);
     if (answer.kind == FaultAnswer::Kind::guest) {
@@ -253,7 +271,7 @@ inline Result<Placed, Exception> Machine::access_one_page(unsigned index, const 
             }
         }
         Placed placed;
-        placed.parts[0] = {step.address, bytes, step.kind == Step::Kind::emulated};
+        placed.parts[0] = {step.address, bytes, emulated_as(step)};
         return placed;
     }
 }
@@ -349,6 +367,9 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
     };
     // Operands that need each other's tables as data could take turns for ever.
     std::size_t patience = kPatience * pages_.size();
+    // From this one on the instruction is done whatever the rights; asked once.
+    std::size_t granted = pages_.size();
+    bool discards = false;
     for (;;) {
         bool emulating = shadow_ && patience == 0;
         for (std::size_t i = 0; i < pages_.size();) {
@@ -362,7 +383,8 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
                 access.kind = AccessKind::read;
             // An emulated instruction is emulated to its end.
             const Again again{restart == Restart::instruction ? 0 : i - (second_page ? 1 : 0), i};
-            steps_[i] = emulating ? emulate(index, access)
+            emulating |= i >= granted;
+            steps_[i] = emulating ? emulate(index, access, i < granted)
                         : clock_  ? translate<true>(index, access, again)
                                   : translate<false>(index, access, again);
             if (steps_[i].kind == Step::Kind::fault) return i;
@@ -373,6 +395,10 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
                 continue;
             }
             emulating |= steps_[i].kind == Step::Kind::emulated;
+            if (steps_[i].granted) {
+                granted = std::min(granted, i);
+                discards = steps_[i].discards;
+            }
             if (clock_ && !emulating && !same_operand(i, i + 1)) {
                 boost::container::static_vector<Mmu::Piece, 2> pieces;
                 if (second_page) pieces.push_back({steps_[i - 1].machine, pages_[i - 1].bytes});
@@ -395,6 +421,12 @@ std::size_t Machine::run_pages(unsigned index, Restart restart, bool fault_follo
             if (shadow_->traps_writes_to(frame) || (others && emulated && shadow_->cache().is_table(frame)))
                 steps_[i].kind = Step::Kind::emulated;
             emulated |= steps_[i].kind == Step::Kind::emulated;
+        }
+    }
+    if (discards) {
+        for (Step& step : steps_) {
+            step.kind = Step::Kind::emulated;
+            step.discards = true;
         }
     }
     return pages_.size();
@@ -444,7 +476,7 @@ void Machine::execute(unsigned index, std::span<const Operand> operands, Restart
         placed.count = 0;
         for (; page < pages_.size() && pages_[page].operand == i; ++page) {
             placed.parts[placed.count++] = {steps_[page].address, pages_[page].bytes,
-                                            steps_[page].kind == Step::Kind::emulated};
+                                            emulated_as(steps_[page])};
         }
         result.placed.push_back(placed);
     }
@@ -457,6 +489,7 @@ void Machine::store(const Placed& placed, std::span<const std::byte> bytes)
     for (const Placed::Part& part : placed.pages()) {
         const auto piece = bytes.subspan(done, part.bytes);
         done += part.bytes;
+        if (part.emulated == Placed::kDiscarded) continue;
         if (p2m_.changed() && discards_writes(p2m_.entry(Gfn::of(part.address)).type)) continue;
         if (oracle_) oracle_->before_store(part.address, piece);
         if (part.emulated && shadow_) {

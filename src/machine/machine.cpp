@@ -28,8 +28,8 @@ constexpr std::array<std::pair<TranslationMode, std::string_view>, 7> kModeNames
 /// overlap the guest's serves as well.
 constexpr std::uint64_t kPoolFrames = std::uint64_t{1} << 22;
 
-/// Of these, from the first on: shadows; memory that is populated on demand. The P2M's tables begin at the
-/// last.
+/// Of these, from the first on: shadows; memory that is populated on demand; the event ring. The P2M's tables
+/// begin at the last.
 constexpr std::uint64_t kShadowFrames = kPoolFrames / 2;
 constexpr std::uint64_t kSpareFrames = kPoolFrames / 4;
 
@@ -160,10 +160,12 @@ P2m Machine::make_p2m()
 void Machine::start()
 {
     if (oracle_) oracle_->reset();
+    monitor_ = {};
+    if (!native() && config_.event_ring_pages != 0) open_event_ring(config_.event_ring_pages);
     if (shadowed()) {
-        shadow_ = std::make_unique<ShadowEngine>(machine_, *table_memory_, p2m_, config_.cpuid, config_.vcpus,
-                                                 config_.policy(), config_.populate, pool_.value_or(Mfn{}),
-                                                 pool_pages(), machine_bits_, config_.secure_view);
+        shadow_ = std::make_unique<ShadowEngine>(
+            machine_, *table_memory_, p2m_, monitor_, config_.cpuid, config_.vcpus, config_.policy(),
+            config_.populate, pool_.value_or(Mfn{}), pool_pages(), machine_bits_, config_.secure_view);
         shadow_->observe(observer_);
         const bool touches_take_time = config_.clock != ClockKind::off && !timing().data_caches.empty();
         shadow_->note_touches(touches_take_time ? &touches_ : nullptr);
@@ -185,6 +187,7 @@ std::uint64_t Machine::pool_pages() const
 
 void Machine::reset()
 {
+    monitor_.deliver();
     machine_.clear();
     bank_.clear();
     p2m_.reset();
@@ -240,6 +243,7 @@ MachineCounters Machine::counters() const
         counters.log_dirty = shadow_->log_dirty_counters();
     }
     if (oracle_) counters.coherence = oracle_->counts();
+    counters.mem_access = monitor_.counts();
     return counters;
 }
 
@@ -387,6 +391,8 @@ void Machine::charge(unsigned index, const ShadowWork& before)
     clock_->serialize(CycleLabels::kSnapshot, (now.snapshots - before.snapshots) * prices.snapshot);
     clock_->serialize(CycleLabels::kCompare,
                       (now.entries_compared - before.entries_compared) * prices.compare_entry);
+    clock_->serialize(CycleLabels::kAccessEvent,
+                      (now.access_events - before.access_events) * prices.access_event);
 }
 
 void Machine::exit_for(unsigned index, const Access& access, std::uint32_t error_code, FaultAnswer& answer)
@@ -782,8 +788,7 @@ LogDirtyAnswer Machine::log_dirty(LogDirtyAction action)
     return answer;
 }
 
-std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mType type,
-                                           std::optional<Mfn> mfn) const
+std::optional<Refusal> Machine::refuse_frames(Gfn first, std::uint64_t count) const
 {
     const std::uint64_t frames = std::uint64_t{1} << (config_.cpuid.physical_address_bits - kPageShift);
     if (native()) return Refusal{"native mode has no P2M"};
@@ -793,6 +798,13 @@ std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mTy
         return Refusal{"a frame lies beyond the guest's physical addresses"};
     if (nested() && (first.number() + count - 1) >> (9 * p2m_.tables()->levels()) != 0)
         return Refusal{"a frame lies beyond what the P2M's tables can map"};
+    return std::nullopt;
+}
+
+std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mType type,
+                                           std::optional<Mfn> mfn) const
+{
+    if (const auto refused = refuse_frames(first, count)) return refused;
     switch (type) {
     case P2mType::ram_paging_out:
     case P2mType::ram_paged:
@@ -819,8 +831,8 @@ std::optional<Refusal> Machine::refuse_p2m(Gfn first, std::uint64_t count, P2mTy
     return std::nullopt;
 }
 
-std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType type, MemAccess access,
-                                        std::optional<Mfn> mfn)
+std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType type,
+                                        std::optional<MemAccess> access, std::optional<Mfn> mfn)
 {
     if (const auto refused = refuse_p2m(first, count, type, mfn)) return refused;
     const auto must_not_be_special = [&](Gfn frame) {
@@ -832,9 +844,10 @@ std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType 
     std::vector<std::pair<Gfn, P2mEntry>> changes;
     for (std::uint64_t i = 0; i < count; ++i) {
         const Gfn frame = first + i;
-        P2mEntry now{{}, type, access};
+        // Under shadows the right is the monitor's alone to know.
+        P2mEntry now{{}, type, nested() ? access.value_or(MemAccess::rwx) : MemAccess::rwx};
         if (now.has_frame()) now.mfn = mfn ? *mfn + i : *guest_memory_.frame_of(frame);
-        if (is_hole(type)) now = P2mEntry{{}, type, MemAccess::rwx};
+        if (is_hole(type)) now.access = MemAccess::rwx;
         if (now == p2m_.entry(frame)) continue;
         must_not_be_special(frame);
         // A machine frame is one guest frame's at most. (One of those that change gets another.)
@@ -847,8 +860,82 @@ std::optional<Refusal> Machine::set_p2m(Gfn first, std::uint64_t count, P2mType 
         }
         changes.emplace_back(frame, now);
     }
+    for (const auto& change : changes) monitor_.rights().clear(change.first);
     if (!changes.empty()) change_p2m(changes);
+    if (shadowed() && !is_hole(type))
+        give_access(first, count, access.value_or(monitor_.rights().default_access()));
     return std::nullopt;
+}
+
+// --- mem_access --------------------------------------------------------------------------------------
+
+void Machine::open_event_ring(unsigned pages)
+{
+    constexpr std::uint64_t kRingAt = kShadowFrames + kSpareFrames;
+    if (native() || monitor_.ring() != nullptr) return;
+    monitor_.make_ring(pool_.value_or(Mfn{}) + kRingAt, pages);
+}
+
+std::optional<Refusal> Machine::set_mem_access(Gfn first, std::uint64_t count,
+                                               std::optional<MemAccess> access)
+{
+    if (!shadowed()) return Refusal{"this version has mem_access under shadows alone"};
+    if (const auto refused = refuse_frames(first, count)) return refused;
+    for (std::uint64_t i = 0; i < count; ++i) {
+        const P2mEntry entry = p2m_.entry(first + i);
+        if (!entry.has_frame() && entry.type != P2mType::populate_on_demand)
+            return Refusal{"nothing is behind a frame"};
+    }
+    for (std::uint64_t i = 0; i < count && p2m_.changed(); ++i) {
+        if (p2m_.entry(first + i).type == P2mType::populate_on_demand) populate_on_demand(first + i);
+    }
+    give_access(first, count, access.value_or(monitor_.rights().default_access()));
+    return std::nullopt;
+}
+
+void Machine::give_access(Gfn first, std::uint64_t count, MemAccess access)
+{
+    std::vector<Gfn> changed;
+    for (std::uint64_t i = 0; i < count; ++i) {
+        if (monitor_.rights().of(first + i) == access) continue;
+        monitor_.rights().set(first + i, access);
+        changed.push_back(first + i);
+    }
+    follow_access(changed);
+}
+
+void Machine::follow_access(std::span<const Gfn> frames)
+{
+    if (frames.empty()) return;
+    const ShadowWork before = before_work();
+    for (unsigned i = 0; i < vcpus_.size(); ++i) shadow_->catch_up(i, vcpus_[i].guest);
+    shadow_->access_changed(frames);
+    charge(0, before);
+    settle_all();
+}
+
+std::optional<Refusal> Machine::set_default_mem_access(MemAccess access)
+{
+    if (!shadowed()) return Refusal{"this version has mem_access under shadows alone"};
+    monitor_.rights().set_default(access);
+    const ShadowWork before = before_work();
+    for (unsigned i = 0; i < vcpus_.size(); ++i) shadow_->catch_up(i, vcpus_[i].guest);
+    shadow_->default_access_changed();
+    charge(0, before);
+    settle_all();
+    return std::nullopt;
+}
+
+void Machine::detach_listener()
+{
+    deliver_events();
+    monitor_.detach();
+}
+
+void Machine::deliver_events()
+{
+    monitor_.deliver();
+    follow_access(monitor_.take_narrowed());
 }
 
 void Machine::change_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes)
@@ -973,6 +1060,10 @@ std::vector<std::string> Machine::audit() const
 
 void Machine::audit_against_shadows(unsigned index, std::vector<std::string>& violations) const
 {
+    const auto permitted_by_mem_access = [&](Rights held, Gfn frame) {
+        const FrameRights rights = monitor_.rights_to(frame);
+        return rights.read && (rights.write || !held.writable) && (rights.execute || held.no_execute);
+    };
     // What the guest took away it must flush itself; what the hypervisor relies on must hold at once.
     vcpus_[index].mmu->for_each_translation([&](const TlbSpec& tlb, TlbTag tag, const TlbContent& content) {
         const LinearAddress address{tag.number() << content.attributes.entry_shift()};
@@ -986,6 +1077,10 @@ void Machine::audit_against_shadows(unsigned index, std::vector<std::string>& vi
                 fmt::format("TLB {} of vCPU {}, not in secure mode, holds a translation of {} to frame {}, "
                             "which is secure",
                             tlb.name, index, address, *frame));
+        } else if (!permitted_by_mem_access(content.attributes.rights(), *frame)) {
+            violations.push_back(fmt::format(
+                "TLB {} of vCPU {} holds a translation of {} with more than mem_access permits of frame {}",
+                tlb.name, index, address, *frame));
         } else if (content.attributes.rights().writable && content.attributes.dirty() &&
                    shadow_->unlogged(*frame)) {
             violations.push_back(

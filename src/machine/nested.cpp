@@ -148,7 +148,7 @@ Machine::Step Machine::emulate_nested(unsigned index, const Access& access)
     }
     make_usable(Gfn::of(walked->address), access.kind);
     system_instruction(CycleLabels::kEmulate, timing().hypervisor.emulate);
-    return {Step::Kind::emulated, walked->address};
+    return {.kind = Step::Kind::emulated, .address = walked->address};
 }
 
 void Machine::make_usable(Gfn frame, AccessKind kind)

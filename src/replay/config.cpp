@@ -148,6 +148,35 @@ void set_pool(ReplayConfig& config, const std::string& key, const Json& value)
     config.shadow_pool_pages = pages;
 }
 
+constexpr std::uint64_t kMostRingPages = 16;
+
+void set_event_ring(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    if (value.is_null()) {
+        config.event_ring_pages.reset();
+        return;
+    }
+    const std::uint64_t pages = count_of(key, value);
+    if (pages > kMostRingPages) refuse(key, fmt::format("{} pages are more than {}", pages, kMostRingPages));
+    config.event_ring_pages = pages;
+}
+
+void set_event_response(ReplayConfig& config, const std::string& key, const Json& value)
+{
+    const std::string name = string_of(key, value);
+    if (name == "allow") {
+        config.event_response.reset();
+        return;
+    }
+    for (std::size_t i = 0; i < kEventActions; ++i) {
+        const auto action = static_cast<EventAction>(i);
+        if (name != name_of(action)) continue;
+        config.event_response = action;
+        return;
+    }
+    refuse(key, fmt::format("'{}' is not one of allow, resume, emulate, emulate_nowrite, single_step", name));
+}
+
 void set_secure_view(ReplayConfig& config, const std::string& key, const Json& value)
 {
     const std::string name = string_of(key, value);
@@ -255,7 +284,7 @@ void set_size(ReplayConfig& config, const std::string& key, const Json& value)
     config.custom.sizes.*Size = static_cast<unsigned>(size);
 }
 
-constexpr std::array<Key, 34> kKeys{{
+constexpr std::array<Key, 36> kKeys{{
     {"mode", set_mode},
     {"p2m", set_p2m},
     {"policy",
@@ -288,6 +317,8 @@ constexpr std::array<Key, 34> kKeys{{
                           const auto& value) { config.nested.ad_bits = boolean_of(key, value); }},
     {"nested.vpid",
      [](auto& config, const auto& key, const auto& value) { config.nested.vpid = boolean_of(key, value); }},
+    {"mem_access.ring", set_event_ring},
+    {"mem_access.response", set_event_response},
     {"cpu", [](auto& config, const auto& key, const auto& value) { config.cpu = string_of(key, value); }},
     {"clock", set_clock},
     {"data_caches.program", set_program_uses_caches},
@@ -323,7 +354,7 @@ void apply_at(ReplayConfig& config, const std::string& path, const Json& value)
         if (path == key.path) return key.set(config, path, value);
     }
     const bool inner = path.empty() || path == "shadow" || path == "shadow.custom" || path == "nested" ||
-                       path == "data_caches";
+                       path == "mem_access" || path == "data_caches";
     if (!inner) refuse(path, "is not known; `mmusim config --print` shows all keys");
     if (!value.is_object()) refuse(path, fmt::format("must be an object, but is {}", value.type_name()));
     for (const auto& [name, member] : value.items()) {
@@ -381,6 +412,9 @@ nlohmann::ordered_json to_json(const ReplayConfig& config)
           {"tlb_entries", config.nested.tlb_entries},
           {"ad_bits", config.nested.ad_bits},
           {"vpid", config.nested.vpid}}},
+        {"mem_access",
+         {{"ring", config.event_ring_pages ? Json(*config.event_ring_pages) : Json(nullptr)},
+          {"response", config.event_response ? name_of(*config.event_response) : "allow"}}},
         {"cpu", config.cpu},
         {"clock", clock_text(config)},
         {"data_caches", {{"program", config.program_uses_caches}}},

@@ -115,6 +115,7 @@ Replayer::Replayer(const TraceHeader& header, const ReplayConfig& config, const 
     : config_{config}
     , header_{header}
     , machine_{machine_config(header, config, catalog)}
+    , listener_{config.event_response}
     , has_hazards_{can_have_hazards(config)}
 {
 }
@@ -163,6 +164,7 @@ void Replayer::finish()
 {
     if (!skipped_) skipped_ = phase_start_ = counted();
     machine_.complete_events();
+    machine_.deliver_events();
     end_phase();
     total_ = counted().since(*skipped_);
 }
@@ -247,6 +249,7 @@ void Replayer::replay_record(const AccessRecord& record)
 {
     const auto placed = machine_.access(record.vcpu, operand_of(record));
     count(record.kind);
+    if (mem_access_begun_) raised_ = machine_.take_access_events();
     if (placed) {
         complete(record, *placed);
     } else {
@@ -262,6 +265,7 @@ void Replayer::replay_record(const InstructionRecord& record)
     const bool by_block = header_.fetch == TraceHeader::Fetch::block;
     machine_.execute(record.fetch.vcpu, operands_, by_block ? Restart::operand : Restart::instruction,
                      execution_);
+    if (mem_access_begun_) raised_ = machine_.take_access_events();
 
     const auto access_at = [&](std::size_t i) -> const AccessRecord& {
         return i == 0 ? record.fetch : record.operands[i - 1];
@@ -300,7 +304,7 @@ void Replayer::fail(const AccessRecord& access, const Exception& exception)
 {
     if (exception.vector == Vector::page_fault) ++running_.guest_faults;
     if (!checking_) return;
-    if (access.event) throw RecordError("events are not replayed by this version", "event");
+    check_event(access);
     if (access.fault) check_exception(access.fault, exception);
     const auto missing = [&](std::string expected) {
         check(false, [&] { return std::pair{std::move(expected), describe(exception)}; });
@@ -315,7 +319,7 @@ void Replayer::fail(const AccessRecord& access, const Exception& exception)
 void Replayer::check_placed(const AccessRecord& access, const Placed& placed)
 {
     const GuestPhysical first = placed.parts[0].address;
-    if (access.event) throw RecordError("events are not replayed by this version", "event");
+    check_event(access);
     if (access.fault) check_exception(access.fault, std::nullopt);
     if (access.gpa) {
         check(first.value() == *access.gpa, [&] {
@@ -330,6 +334,31 @@ void Replayer::check_placed(const AccessRecord& access, const Placed& placed)
                              placed.count == 2 ? fmt::format("{}", second) : "no second page"};
         });
     }
+}
+
+void Replayer::check_event(const AccessRecord& access)
+{
+    if (!access.event) return;
+    // A write's event says read too, whether it was expected so or not.
+    const auto as_told = [](FrameRights rights) {
+        rights.read |= rights.write;
+        return rights;
+    };
+    const MemAccessEventExpectation& expected = *access.event;
+    const auto found = std::find_if(raised_.begin(), raised_.end(), [&](const MemAccessEvent& event) {
+        return event.gfn == expected.gfn && event.rights == as_told(expected.rights);
+    });
+    check(found != raised_.end(), [&] {
+        std::string happened;
+        for (const MemAccessEvent& event : raised_) {
+            happened += fmt::format("{}event of frame {}, rights {}", happened.empty() ? "" : "; ", event.gfn,
+                                    name_of(event.rights));
+        }
+        return std::pair{
+            fmt::format("event of frame {}, rights {}", expected.gfn, name_of(as_told(expected.rights))),
+            happened.empty() ? std::string{"no event"} : std::move(happened)};
+    });
+    if (found != raised_.end()) raised_.erase(found);
 }
 
 void Replayer::check_content(const AccessRecord& access, const Placed& placed)
@@ -496,6 +525,8 @@ void Replayer::replay_record(const ResetRecord&)
 {
     before_resets_.add(counted_by_machine());
     machine_.reset();
+    mem_access_begun_ = false;
+    raised_.clear();
 }
 
 void Replayer::replay_record(const ShadowBlowRecord&)
@@ -517,7 +548,7 @@ void Replayer::need_shadows(std::string_view op) const
     throw RecordError(fmt::format("{} needs shadows, and mode {} has none", op, name_of(config_.mode)), "op");
 }
 
-void Replayer::change_p2m(Gfn first, std::uint64_t count, P2mType type, MemAccess access,
+void Replayer::change_p2m(Gfn first, std::uint64_t count, P2mType type, std::optional<MemAccess> access,
                           std::optional<Mfn> mfn)
 {
     if (const auto refused = machine_.set_p2m(first, count, type, access, mfn))
@@ -527,13 +558,13 @@ void Replayer::change_p2m(Gfn first, std::uint64_t count, P2mType type, MemAcces
 void Replayer::replay_record(const P2mSetRecord& record)
 {
     need_hypervisor("p2m_set");
-    change_p2m(record.gfn, record.count, record.type, record.access.value_or(MemAccess::rwx), record.mfn);
+    change_p2m(record.gfn, record.count, record.type, record.access, record.mfn);
 }
 
 void Replayer::replay_record(const P2mClearRecord& record)
 {
     need_hypervisor("p2m_clear");
-    change_p2m(record.gfn, record.count, P2mType::mmio_dm, MemAccess::rwx, std::nullopt);
+    change_p2m(record.gfn, record.count, P2mType::mmio_dm, std::nullopt, std::nullopt);
 }
 
 void Replayer::replay_record(const LogDirtyRecord& record)
@@ -565,10 +596,39 @@ void Replayer::replay_record(const LogDirtyRecord& record)
     });
 }
 
-void Replayer::replay_record(const MemAccessRecord&)
+void Replayer::begin_mem_access()
 {
-    need_hypervisor("mem_access");
-    throw RecordError("op \"mem_access\" is not replayed by this version", "op");
+    if (mem_access_begun_) return;
+    mem_access_begun_ = mem_access_used_ = true;
+    const std::uint64_t pages = config_.event_ring_pages.value_or(1);
+    if (pages == 0) return;
+    machine_.open_event_ring(static_cast<unsigned>(pages));
+    (void)machine_.attach_listener(listener_);
+}
+
+void Replayer::replay_record(const MemAccessRecord& record)
+{
+    need_shadows("mem_access");
+    begin_mem_access();
+    if (record.attached && *record.attached) {
+        if (!machine_.attach_listener(listener_))
+            throw RecordError("the domain has no event ring: mem_access.ring is 0", "listener");
+    } else if (record.attached) {
+        machine_.detach_listener();
+    }
+    if (record.required) machine_.require_listener(*record.required);
+    std::optional<Refusal> refused;
+    switch (record.target) {
+    case MemAccessRecord::Target::none: break;
+    case MemAccessRecord::Target::frames:
+        refused = machine_.set_mem_access(record.gfn, record.count, record.access);
+        break;
+    case MemAccessRecord::Target::domain_default:
+        refused = machine_.set_default_mem_access(
+            record.access.value_or(machine_.access_monitor().rights().default_access()));
+        break;
+    }
+    if (refused) throw RecordError(fmt::format("mem_access cannot change so: {}", refused->why), {});
 }
 
 void Replayer::replay_record(const SecureFramesRecord& record)

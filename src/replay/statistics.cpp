@@ -45,6 +45,8 @@ void for_each_pair(Mine& mine, Theirs& theirs, Count count, Gauge gauge)
         count(mine.hardware.hazards.*hazard.member, theirs.hardware.hazards.*hazard.member);
     for (const SecondLevelCounterName& counter : kSecondLevelCounterNames)
         count(mine.hardware.second_level.*counter.member, theirs.hardware.second_level.*counter.member);
+    for (const MemAccessCountName& one : kMemAccessCountNames)
+        count(mine.hardware.mem_access.*one.member, theirs.hardware.mem_access.*one.member);
     for_each_pair(mine.hardware.tlbs, theirs.hardware.tlbs, [&](auto& one, auto& other) {
         count(one.lookups, other.lookups);
         count(one.hits, other.hits);
@@ -142,6 +144,14 @@ Json hazards_json(const HazardCounts& counts)
     return counters_json(kHazardNames, counts);
 }
 
+Json mem_access_json(const MemAccessCounts& counts)
+{
+    Json json = Json::object();
+    for (const MemAccessCountName& one : kMemAccessCountNames)
+        json[std::string{one.name}] = counts.*one.member;
+    return json;
+}
+
 Json coherence_json(const StalenessCounts& counts)
 {
     return {{"checked", counts.checked},
@@ -211,6 +221,7 @@ void add_counters(Json& json, const StatisticsDocument& document, const Statisti
     json["walks"] = {{"count", hardware.walks}, {"memory_references", hardware.memory_references}};
     if (timed) json["walks"]["cycles"] = walk_cycles(document.labels, hardware.cycles);
     if (document.nested) json["second_level"] = second_level_json(hardware);
+    if (document.mem_access) json["mem_access"] = mem_access_json(hardware.mem_access);
     if (!document.shadow) return;
     if (document.hazards) {
         json["unseen_switches"] = hardware.unseen_switches;

@@ -53,22 +53,31 @@ void ShadowEngine::before_p2m_change(std::span<const Gfn> frames)
         ++counters_.mappings;
         gone.insert(mfn->number());
     }
+    drop_mappings(gone);
+    forget_translations();
+}
+
+void ShadowEngine::drop_mappings(const boost::unordered_flat_set<std::uint64_t>& machine_frames)
+{
     // Xen's reference counts say of a frame that nothing maps it; of each other it searches all shadows.
-    if (!gone.empty()) {
-        boost::unordered_flat_set<std::uint64_t> found;
-        std::uint64_t entries = 0;
-        for (const ShadowId id : cache_.leaf_shadows()) {
-            entries += cache_[id].entries();
-            cache_.remove_mappings(id, [&](Mfn mfn) {
-                if (!gone.contains(mfn.number())) return false;
-                found.insert(mfn.number());
-                return true;
-            });
-        }
-        counters_.mappings_bf += found.size();
-        work_.entries_searched += found.size() * entries;
-        if (!found.empty()) cache_.flush_due();
+    if (machine_frames.empty()) return;
+    boost::unordered_flat_set<std::uint64_t> found;
+    std::uint64_t entries = 0;
+    for (const ShadowId id : cache_.leaf_shadows()) {
+        entries += cache_[id].entries();
+        cache_.remove_mappings(id, [&](Mfn mfn) {
+            if (!machine_frames.contains(mfn.number())) return false;
+            found.insert(mfn.number());
+            return true;
+        });
     }
+    counters_.mappings_bf += found.size();
+    work_.entries_searched += found.size() * entries;
+    if (!found.empty()) cache_.flush_due();
+}
+
+void ShadowEngine::forget_translations()
+{
     for (Vcpu& vcpu : vcpus_) {
         vcpu.virtual_tlb.clear();
         vcpu.fast_emulation.reset();

@@ -35,7 +35,8 @@ std::uint64_t ShadowMmu<Guest>::leaf_for(Pte<Guest> entry, const EntryRules& rul
     std::uint64_t flags = propagated_flags(entry, 1, rules);
     if (flags == 0 || e_->withheld(frame, role)) return 0;
     if (is_read_only(behind.type)) flags &= ~pte::kWritable;
-    flags = narrowed(flags, role);
+    flags = e_->permitted(frame, narrowed(flags, role));
+    if (flags == 0) return 0;
     const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
     if (table && !(write && e_->out_of_sync_.may_write(frame))) flags &= ~pte::kWritable;
     if (e_->unlogged(frame)) flags &= ~pte::kWritable;
@@ -49,7 +50,8 @@ std::uint64_t ShadowMmu<Guest>::piece_for(Gfn frame, std::uint8_t role, bool wri
     if (!behind.has_frame())
         return behind.type == P2mType::mmio_dm ? e_->mmio_mark(frame, kSplinterFlags) : 0;
     if (e_->withheld(frame, role)) return 0;
-    std::uint64_t flags = splinter_flags(role);
+    std::uint64_t flags = e_->permitted(frame, splinter_flags(role));
+    if (flags == 0) return 0;
     if (is_read_only(behind.type)) flags &= ~pte::kWritable;
     const bool table = e_->declared_.protects_tables && e_->cache_.is_table(frame);
     if (table && !writes_table) flags &= ~pte::kWritable;
@@ -117,9 +119,11 @@ bool ShadowMmu<Guest>::validate(ShadowId shadow, unsigned first, unsigned last)
     ++e_->counters_.get_shadow_status;
     if (cache.first_of_bucket(shadow)) ++e_->counters_.hash_lookup_head;
     bool fine = true;
+    // Of a table that no walk may read nothing stands below.
+    const bool readable = key.frame == kIdentityTable || e_->permitted(key.frame, pte::kPresent) != 0;
     for (unsigned i = first / Guest.entry_bytes; i <= last / Guest.entry_bytes; ++i) {
         if (!cache[shadow].alive()) return fine;
-        if (e_->declared_.written_entry == WrittenEntry::drop) {
+        if (e_->declared_.written_entry == WrittenEntry::drop || !readable) {
             cache.clear({shadow, static_cast<std::uint16_t>(i * key.type.entries_per_guest_entry())});
             continue;
         }
@@ -231,7 +235,8 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
                     complain("marks another frame than the superpage's, or RAM");
                 continue;
             }
-            if (level == 1 && ((raw ^ splinter_flags(key.role)) & (pte::kUser | pte::kNoExecute)) != 0) {
+            const std::uint64_t of_path = e_->permitted(page, splinter_flags(key.role));
+            if (level == 1 && ((raw ^ of_path) & (pte::kUser | pte::kNoExecute)) != 0) {
                 complain("has not the rights of its path");
             }
             if (level == 1 && e_->p2m_->mfn_of(page) != Mfn{(raw & pte::kFrame) >> kPageShift}) {
@@ -261,13 +266,15 @@ void ShadowMmu<Guest>::audit_entries(ShadowId shadow, std::vector<std::string>& 
             complain("the guest's entry is not present, not accessed or has a reserved bit");
             continue;
         }
+        const bool leaf = rules.is_leaf(entry.raw(), level);
+        const Gfn frame = frame_under(entry, level, leaf);
+        // (Of one that may not be mapped at all another check tells.)
+        if (const std::uint64_t rest = e_->permitted(frame, allowed); level == 1 && rest != 0) allowed = rest;
         constexpr std::uint64_t kSame = pte::kUser | pte::kNoExecute;
         if (((raw ^ allowed) & kSame) != 0) complain("U/S or XD differs from the guest's");
         if ((raw & ~allowed & pte::kWritable) != 0)
             complain("writable, though the guest's is not, or not dirty");
         if (level == 1 && ((raw ^ allowed) & pte::kKey) != 0) complain("protection key differs");
-        const bool leaf = rules.is_leaf(entry.raw(), level);
-        const Gfn frame = frame_under(entry, level, leaf);
         if (level == 1) {
             if (e_->p2m_->mfn_of(frame) != Mfn{(raw & pte::kFrame) >> kPageShift})
                 complain("maps another frame");

@@ -43,11 +43,12 @@ std::uint64_t default_shadow_pool(unsigned vcpus, std::uint64_t ram_pages)
                      shadow_pool_floor(vcpus, ram_pages, true, 0), kLeast});
 }
 
-ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
-                           unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate,
-                           Mfn pool_first, std::uint64_t pool_pages, unsigned machine_bits,
-                           SecureView secure_view)
+ShadowEngine::ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m,
+                           AccessMonitor& monitor, const Cpuid& cpuid, unsigned vcpus,
+                           std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first,
+                           std::uint64_t pool_pages, unsigned machine_bits, SecureView secure_view)
     : p2m_{&p2m}
+    , monitor_{&monitor}
     , cpuid_{cpuid}
     , guest_memory_{machine, p2m}
     , policy_{std::move(policy)}
@@ -102,7 +103,8 @@ FaultAnswer ShadowEngine::fault(unsigned vcpu, const GuestContext& guest, const 
     return answer;
 }
 
-FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access)
+FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                          bool checked)
 {
     events_.begin_emulated(vcpu, guest.paging, access.address);
     if (guest.paging == Paging::off) {
@@ -111,14 +113,38 @@ FaultAnswer ShadowEngine::emulated_access(unsigned vcpu, const GuestContext& gue
             return {FaultAnswer::Kind::guest, *refused, {}};
         if (const auto nothing = nothing_behind(guest, access, Gfn::of(at)))
             return {FaultAnswer::Kind::guest, *nothing, {}};
+        if (checked) {
+            IdentityTables identity;
+            const auto answer =
+                ShadowMmu<kTwoLevel>{*this}.check_access(identity, vcpu, identity_context(), access);
+            if (answer) return *answer;
+        }
         emulation_ = {vcpu, kTwoLevel.entry_bytes, std::nullopt};
         if (access.kind == AccessKind::write) log_write(Gfn::of(at));
         return {FaultAnswer::Kind::emulated, {}, at};
     }
     FaultAnswer answer;
     in_mode(*this, guest.paging,
-            [&](auto mmu) { answer = mmu.emulated_access(guest_memory_, vcpu, guest, access); });
+            [&](auto mmu) { answer = mmu.emulated_access(guest_memory_, vcpu, guest, access, checked); });
     return answer;
+}
+
+bool ShadowEngine::may_be_stopped(const GuestContext& guest, const Access& access) const
+{
+    if (!monitor_->restricts()) return false;
+    // It changes nothing.
+    auto& engine = const_cast<ShadowEngine&>(*this);
+    if (guest.paging == Paging::off) {
+        IdentityTables identity;
+        const auto found = ShadowMmu<kTwoLevel>{engine}.violation_of(identity, identity_context(), access);
+        return found && monitor_->may_stop(found->frame, found->kind);
+    }
+    bool may = false;
+    in_mode(engine, guest.paging, [&](auto mmu) {
+        const auto found = mmu.violation_of(engine.guest_memory_, guest, access);
+        may = found && monitor_->may_stop(found->frame, found->kind);
+    });
+    return may;
 }
 
 void ShadowEngine::release_roots(Vcpu& vcpu)
@@ -532,6 +558,13 @@ std::vector<std::string> ShadowEngine::audit() const
                     fmt::format("{} of frame {}, entry {}: maps frame {} writable, which is {}",
                                 to_string(shadow.key.type), shadow.key.frame, i, *page,
                                 name_of(p2m_->entry(*page).type)));
+            }
+            if (page && permitted(*page, entry) != entry) {
+                violations.push_back(
+                    fmt::format("{} of frame {}, entry {} ({:#x}): more than mem_access "
+                                "permits of frame {}: {}",
+                                to_string(shadow.key.type), shadow.key.frame, i, entry, *page,
+                                name_of(monitor_->rights().of(*page))));
             }
             const bool bare = keeps_views_apart() && page && withheld(*page, shadow.key.role);
             if (page && (entry & pte::kWritable) != 0 && unlogged(*page)) {

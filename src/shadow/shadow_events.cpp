@@ -33,6 +33,7 @@ std::string_view name_of(ShadowEventKind kind)
         "demote",
         "update_cr3",
         "invlpg",
+        "mem_access",
     };
     return kNames[static_cast<std::size_t>(kind)];
 }

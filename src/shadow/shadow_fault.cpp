@@ -189,9 +189,75 @@ FaultAnswer ShadowMmu<Guest>::emulated_write_at(unsigned vcpu, GuestPhysical add
 }
 
 template <PagingMode Guest>
-FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
-                                              const Access& access)
+template <class Tables>
+std::optional<ShadowEngine::Violation> ShadowMmu<Guest>::violation_of(Tables& tables,
+                                                                      const GuestContext& guest,
+                                                                      const Access& access) const
 {
+    const AccessTracker& rights = e_->monitor_->rights();
+    const auto has_frame = [&](Gfn frame) { return frame != kIdentityTable && e_->p2m_->mfn_of(frame); };
+    WalkPath<space::GuestPhysical> path;
+    const GuestWalk walked = walk<Guest>(tables, guest.root, guest.rules, access, AdBits::leave, path);
+    // In the order in which hardware that enforces it would meet them: a table that may not be read cannot
+    // tell of a fault.
+    for (int level = Guest.root_level(); level >= path.lowest; --level) {
+        const auto i = static_cast<std::size_t>(level);
+        if (has_frame(path.tables[i]) && !rights_of(rights.of(path.tables[i])).read)
+            return ShadowEngine::Violation{path.tables[i], path.offsets[i], AccessKind::read, true};
+    }
+    if (!walked) return std::nullopt;
+    for (int level = Guest.root_level(); level >= path.lowest; --level) {
+        const auto i = static_cast<std::size_t>(level);
+        const bool dirties = level == path.lowest && access.kind == AccessKind::write && !walked->dirty;
+        const bool writes = dirties || (path.entries[i] & pte::kAccessed) == 0;
+        if (writes && has_frame(path.tables[i]) && !permits_walk_writes(rights.of(path.tables[i])))
+            return ShadowEngine::Violation{path.tables[i], path.offsets[i], AccessKind::write, true};
+    }
+    const Gfn page = Gfn::of(walked->address);
+    const P2mEntry behind = e_->p2m_->entry(page);
+    if (!behind.has_frame() && behind.type != P2mType::populate_on_demand) return std::nullopt;
+    if (rights_of(rights.of(page)).permits(access.kind)) return std::nullopt;
+    return ShadowEngine::Violation{page, walked->address.offset_in_page(), access.kind, false};
+}
+
+template <PagingMode Guest>
+template <class Tables>
+std::optional<FaultAnswer> ShadowMmu<Guest>::check_access(Tables& tables, unsigned vcpu,
+                                                          const GuestContext& guest, const Access& access)
+{
+    using Kind = AccessMonitor::Answer::Kind;
+    for (;;) {
+        if (!e_->monitor_->restricts()) return std::nullopt;
+        const auto violation = violation_of(tables, guest, access);
+        if (!violation) return std::nullopt;
+        if (!violation->in_guest_tables && e_->refusal(vcpu, guest, access, violation->frame))
+            return std::nullopt;  // the guest sees a fault instead
+        const AccessMonitor::Answer answer = e_->answer_violation(vcpu, access.address, *violation);
+        if (answer.kind == Kind::again) continue;
+        WalkPath<space::GuestPhysical> path;
+        if (answer.kind == Kind::stop) {
+            (void)walk<Guest>(tables, guest.root, guest.rules, access, AdBits::leave, path);
+            count_walk(path);
+            return FaultAnswer{FaultAnswer::Kind::stopped, {}, violation->frame.address()};
+        }
+        const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
+        count_walk(path);
+        e_->vcpus_[vcpu].zero_written.reset();
+        if (!walked) return FaultAnswer{FaultAnswer::Kind::guest, walked.error(), {}};
+        FaultAnswer granted = emulated_at(vcpu, walked->address);
+        if (answer.action == EventAction::single_step) --e_->work_.emulated;
+        granted.granted = answer.action;
+        return granted;
+    }
+}
+
+template <PagingMode Guest>
+FaultAnswer ShadowMmu<Guest>::emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
+                                              const Access& access, bool checked)
+{
+    if (checked) {
+        if (const auto answer = check_access(tables, vcpu, guest, access)) return *answer;
+    }
     WalkPath<space::GuestPhysical> path;
     const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
     if (!walked) {
@@ -247,6 +313,7 @@ std::optional<FaultAnswer> ShadowMmu<Guest>::answer_by_mark(Tables& tables, unsi
         end(ShadowEventKind::false_fast_path, {}, std::nullopt);
         return FaultAnswer{};
     }
+    if (const auto answer = check_access(tables, vcpu, guest, access)) return answer;
     // Xen goes by the mark alone. What the guest's tables say now costs it nothing, and is what the guest is
     // entitled to: the mark knows nothing of rights, accessed and dirty bits.
     WalkPath<space::GuestPhysical> path;
@@ -417,6 +484,10 @@ FaultAnswer ShadowMmu<Guest>::fault(Tables& tables, unsigned vcpu, const GuestCo
     }
     WalkPath<space::GuestPhysical> path;
     for (;;) {
+        if (const auto answer = check_access(tables, vcpu, guest, access)) {
+            if (answer->kind == FaultAnswer::Kind::guest) ++counters.fault_bail_real_fault;
+            return *answer;
+        }
         path = {};
         const GuestWalk walked = walk_guest(tables, vcpu, guest, access, path);
         if (walked && e_->is_on_demand(Gfn::of(walked->address))) {
@@ -513,7 +584,9 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     const P2mEntry behind = e_->p2m_->entry(page);
     const bool ram = behind.has_frame();
     const bool table = ram && e_->declared_.protects_tables && e_->cache_.is_table(page);
-    if (table && write) {
+    // What may be written or executed but not read has no entry: each access is done for the guest.
+    const bool by_absence = ram && e_->monitor_->restricts() && !e_->monitor_->rights_to(page).read;
+    if (table && write && !by_absence) {
         const TableWrite asked{vcpu, page, access.user_mode, e_->may_unsync(page)};
         if (e_->policy_->on_table_write(asked) == TableWriteAnswer::unsync && asked.may_unsync)
             e_->unsync(vcpu, page);
@@ -552,6 +625,11 @@ FaultAnswer ShadowMmu<Guest>::build(unsigned vcpu, const GuestContext& guest, co
     if (table && write && (target == nullptr || distrusted)) {
         ++counters.fault_emulate_write;
         return emulate_write(vcpu, guest, access, walked.address, path);
+    }
+    if (by_absence) {
+        count_walk_of_emulator(vcpu, guest, access, path, page);
+        end_emulated(ShadowEventKind::emulate, access, path, walked.address, "absent");
+        return write ? emulated_write_at(vcpu, walked.address) : emulated_at(vcpu, walked.address);
     }
     if (write && is_read_only(behind.type)) {
         count_walk_of_emulator(vcpu, guest, access, path, page);
@@ -671,5 +749,23 @@ template FaultAnswer ShadowMmu<kFourLevel>::fault(GuestMemory&, unsigned, const 
                                                   std::uint32_t);
 template FaultAnswer ShadowMmu<kFiveLevel>::fault(GuestMemory&, unsigned, const GuestContext&, Access,
                                                   std::uint32_t);
+
+template std::optional<FaultAnswer> ShadowMmu<kTwoLevel>::check_access(IdentityTables&, unsigned,
+                                                                       const GuestContext&, const Access&);
+template std::optional<ShadowEngine::Violation> ShadowMmu<kTwoLevel>::violation_of(IdentityTables&,
+                                                                                   const GuestContext&,
+                                                                                   const Access&) const;
+template std::optional<ShadowEngine::Violation> ShadowMmu<kTwoLevel>::violation_of(GuestMemory&,
+                                                                                   const GuestContext&,
+                                                                                   const Access&) const;
+template std::optional<ShadowEngine::Violation> ShadowMmu<kPae>::violation_of(GuestMemory&,
+                                                                              const GuestContext&,
+                                                                              const Access&) const;
+template std::optional<ShadowEngine::Violation> ShadowMmu<kFourLevel>::violation_of(GuestMemory&,
+                                                                                    const GuestContext&,
+                                                                                    const Access&) const;
+template std::optional<ShadowEngine::Violation> ShadowMmu<kFiveLevel>::violation_of(GuestMemory&,
+                                                                                    const GuestContext&,
+                                                                                    const Access&) const;
 
 }  // namespace mmusim

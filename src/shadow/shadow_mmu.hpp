@@ -27,7 +27,16 @@ public:
     [[nodiscard]] FaultAnswer fault(Tables& tables, unsigned vcpu, const GuestContext& guest, Access access,
                                     std::uint32_t error_code);
     [[nodiscard]] FaultAnswer emulated_access(GuestMemory& tables, unsigned vcpu, const GuestContext& guest,
-                                              const Access& access);
+                                              const Access& access, bool checked);
+    /// What of an access mem_access does not permit; nothing where the guest's own walk faults before.
+    template <class Tables>
+    [[nodiscard]] std::optional<ShadowEngine::Violation> violation_of(Tables& tables,
+                                                                      const GuestContext& guest,
+                                                                      const Access& access) const;
+    /// What mem_access makes of an access; nothing: it goes on as any other.
+    template <class Tables>
+    [[nodiscard]] std::optional<FaultAnswer> check_access(Tables& tables, unsigned vcpu,
+                                                          const GuestContext& guest, const Access& access);
     void load_roots(unsigned vcpu, const GuestContext& guest);
     /// Drops the entry of the address.
     void drop_entry(unsigned vcpu, LinearAddress address);

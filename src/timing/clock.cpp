@@ -37,6 +37,7 @@ std::string CycleLabels::name(Label label) const
         "hypervisor.flush",
         "hypervisor.prefetch",
         "hypervisor.ipi",
+        "hypervisor.access_event",
     };
     if (label < kFixed) return std::string{kNames[label]};
     std::size_t rest = label - std::size_t{kFixed};

@@ -34,6 +34,7 @@ std::string_view name_of(Vector vector)
     case Vector::stack_fault: return "#SS";
     case Vector::general_protection: return "#GP";
     case Vector::page_fault: return "#PF";
+    case Vector::mem_access: return "mem_access";
     }
     return "?";
 }

@@ -73,7 +73,7 @@ constexpr const char* kGood = R"({
   "front_end": {"issue_width": 6, "fetch_cycles": 2},
   "instructions": {"mov_cr": 21, "mov_cr3": 22, "invlpg": 23, "invpcid": 24, "page_fault": 25},
   "hypervisor": {"exit": 31, "entry": 32, "fault_handler": 33, "guest_walk_load": 34, "shadow_page": 35,
-                 "propagate": 36, "emulate": 37, "load_root": 38, "flush": 39, "ipi": 46,
+                 "propagate": 36, "emulate": 37, "load_root": 38, "flush": 39, "ipi": 46, "access_event": 47,
                  "prefetch": 45, "hash_step": 40, "guess": 41, "search_entry": 42, "snapshot": 43, "compare_entry": 44}
 })";
 
@@ -144,8 +144,8 @@ std::string text_of(const CpuProfile& profile)
                         fmt::join(timing.walker.load_cycles, " "), timing.walker.assist_cycles,
                         timing.front_end.issue_width, timing.front_end.fetch_cycles);
     text += fmt::format("{} {} {} {} {}\n", i.mov_cr, i.mov_cr3, i.invlpg, i.invpcid, i.page_fault);
-    text += fmt::format("{} {} {} {} {} {} {}\n", h.hash_step, h.guess, h.search_entry, h.snapshot,
-                        h.compare_entry, h.prefetch, h.ipi);
+    text += fmt::format("{} {} {} {} {} {} {} {}\n", h.hash_step, h.guess, h.search_entry, h.snapshot,
+                        h.compare_entry, h.prefetch, h.ipi, h.access_event);
     text += fmt::format("{} {} {} {} {} {} {} {} {}\n", h.exit, h.entry, h.fault_handler, h.guest_walk_load,
                         h.shadow_page, h.propagate, h.emulate, h.load_root, h.flush);
     return text;
@@ -597,7 +597,7 @@ TEST_CASE("a CPU profile is read key by key", "[cpu]")
           "l2 128 20 128 16 10 xor(0x81 0x102 0x204 0x408 0x810 0x1020 0x2040) lru/1/1\n"
           "memory 333 walker 4 3 0 11 12 13 14 15 800 front end 6 2\n"
           "21 22 23 24 25\n"
-          "40 41 42 43 44 45 46\n"
+          "40 41 42 43 44 45 46 47\n"
           "31 32 33 34 35 36 37 38 39\n");
 }
 

@@ -42,6 +42,8 @@ std::vector<ReplayConfig> some_configs()
     all.secure_view = SecureView::shared;
     all.cr3_targets = {0x1000, 0, ~std::uint64_t{0}, 0x2001};
     all.nested = {P2mFormat::npt, 5, 2, 0, true, false};
+    all.event_ring_pages = 2;
+    all.event_response.reset();
     all.cpu = "zen2";
     all.clock = ClockKind::window;
     all.window = 12;
@@ -130,6 +132,7 @@ TEST_CASE("the JSON of a configuration has every key, with its default", "[repla
         R"("linux_l3_toplevel":true,"skip_verify":true,"virtual_tlb":true,"fast_emulation":true,)"
         R"("out_of_sync":true,"out_of_sync_tables":3,"fixups":2,"prefetch_window":32,"virtual_tlb_entries":13}},)"
         R"("nested":{"format":null,"levels":null,"largest_page":"1g","tlb_entries":32,"ad_bits":false,"vpid":true},)"
+        R"("mem_access":{"ring":null,"response":"single_step"},)"
         R"("cpu":"golden_cove","clock":"blocking","data_caches":{"program":true},)"
         R"("check":false,"check_coherence":false,"audit":0,"skip":0,"limit":null})");
 }
@@ -189,6 +192,10 @@ TEST_CASE("a value of the wrong type or out of range is named by its path", "[re
         {R"({"shadow":{"populate":true}})", "shadow.populate"},
         {R"({"shadow":{"secure_view":"both"}})", "shadow.secure_view"},
         {R"({"shadow":{"secure_view":true}})", "shadow.secure_view"},
+        {R"({"mem_access":{"ring":17}})", "mem_access.ring"},
+        {R"({"mem_access":{"ring":"1"}})", "mem_access.ring"},
+        {R"({"mem_access":{"response":"deny"}})", "mem_access.response"},
+        {R"({"mem_access":{"rings":1}})", "mem_access.rings"},
         {R"({"shadow":{"cr3_targets":4096}})", "shadow.cr3_targets"},
         {R"({"shadow":{"cr3_targets":[1,2,3,4,5]}})", "shadow.cr3_targets"},
         {R"({"shadow":{"cr3_targets":["0x1000",4096]}})", "shadow.cr3_targets"},

@@ -234,6 +234,12 @@ void print_summary(std::FILE* out, const TraceHeader& header, const ReplayConfig
         line("hazards",
              fmt::format("{}; {} MOV CR3 without an exit", hazards, grouped(total.hardware.unseen_switches)));
     }
+    if (document.mem_access) {
+        const MemAccessCounts& counts = total.hardware.mem_access;
+        line("mem_access",
+             fmt::format("{} violations, {} events, {} accesses not done", grouped(counts.violations),
+                         grouped(counts.events), grouped(counts.stopped)));
+    }
     if (config.check) {
         line("checks", fmt::format("{} expectations, {} mismatches", grouped(total.checks.checked),
                                    grouped(total.checks.mismatched)));
@@ -364,6 +370,7 @@ int replay(const ReplayOptions& options)
         document.cpu = replayer.machine().config().cpu;
         document.labels = replayer.machine().cycle_labels();
         document.phases = replayer.phases();
+        document.mem_access = replayer.mem_access_used();
         document.host = {seconds_since(start), peak_memory_bytes()};
 
         std::FILE* const people = statistics.to_stdout() || events.to_stdout() ? stderr : stdout;

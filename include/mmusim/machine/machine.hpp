@@ -32,6 +32,7 @@
 #include <mmusim/cpu/cpu_profile.hpp>
 #include <mmusim/cpu/mmu.hpp>
 #include <mmusim/cpu/second_level.hpp>
+#include <mmusim/p2m/access_monitor.hpp>
 #include <mmusim/p2m/guest_memory.hpp>
 #include <mmusim/p2m/p2m.hpp>
 #include <mmusim/pagewalk/machine_tables.hpp>
@@ -87,7 +88,8 @@ struct MachineConfig {
     /// MOV CR3 to one of these values does not exit once its root is prepared (docs/secure-view.md); not used
     /// in native mode.
     std::vector<std::uint64_t> cr3_targets;
-    bool check_coherence = false;  ///< compare each translation with what a fresh walk gives
+    unsigned event_ring_pages = 0;  ///< of mem_access; 0: there is no ring, as in a domain that did not ask
+    bool check_coherence = false;   ///< compare each translation with what a fresh walk gives
 };
 
 /// An offset in a segment.
@@ -122,8 +124,10 @@ struct Placed {
     struct Part {
         GuestPhysical address;
         std::uint32_t bytes = 0;
-        std::uint32_t emulated = 0;  ///< 1: the hypervisor does the access for the guest
+        std::uint32_t emulated = 0;  ///< not 0: the hypervisor does the access for the guest
     };
+    /// A value of `Part::emulated`: what is written has no effect.
+    static constexpr std::uint32_t kDiscarded = 2;
     std::array<Part, 2> parts{};
     std::size_t count = 1;
 
@@ -151,6 +155,7 @@ struct MachineCounters {
     std::uint64_t unseen_switches = 0;  ///< MOV CR3 without an exit
     LogDirtyCounters log_dirty;
     HazardCounts hazards;
+    MemAccessCounts mem_access;
     std::vector<Cycles> cycles;  ///< by label; empty: no clock
     SecondLevelCounters second_level;
     StalenessCounts coherence;  ///< with MachineConfig::check_coherence
@@ -212,12 +217,35 @@ public:
     /// Drops every shadow.
     void blow_shadows();
     /// The P2M's entries of `count` frames from `first` on change (reference/xen.md C3). Without `mfn` each
-    /// keeps the machine frame that it has. Refused as a whole, and natively, where there is no P2M; throws
-    /// DomainCrashed where the hypervisor ends the domain for it.
+    /// keeps the machine frame that it has, without `access` the right to them is the default one. Refused as
+    /// a whole, and natively, where there is no P2M; throws DomainCrashed where the hypervisor ends the
+    /// domain for it.
     [[nodiscard]] std::optional<Refusal> set_p2m(Gfn first, std::uint64_t count, P2mType type,
-                                                 MemAccess access, std::optional<Mfn> mfn);
+                                                 std::optional<MemAccess> access, std::optional<Mfn> mfn);
     /// Log-dirty by whoever is outside (docs/log-dirty.md). Under shadows alone, else -EINVAL.
     [[nodiscard]] LogDirtyAnswer log_dirty(LogDirtyAction action);
+
+    // mem_access (docs/mem-access.md), under shadows. In other modes all of it is refused, or does nothing.
+
+    /// The right to `count` frames from `first` on; nothing: what the default is now. Populates those that
+    /// are populated on demand. Refused as a whole.
+    [[nodiscard]] std::optional<Refusal> set_mem_access(Gfn first, std::uint64_t count,
+                                                        std::optional<MemAccess> access);
+    /// The right to all frames, at once.
+    [[nodiscard]] std::optional<Refusal> set_default_mem_access(MemAccess access);
+    /// Makes the event ring, once; after a reset there is the configuration's again.
+    void open_event_ring(unsigned pages);
+    /// From now on `listener` answers events, until it is detached or the machine reset. False: no ring.
+    [[nodiscard]] bool attach_listener(EventListener& listener) { return monitor_.attach(listener); }
+    void detach_listener();
+    /// Whether a violation ends the domain where there is no listener.
+    void require_listener(bool required) { monitor_.set_required(required); }
+    /// The listener gets the events that it has not got yet.
+    void deliver_events();
+    /// The events since the last call, in order.
+    [[nodiscard]] std::vector<MemAccessEvent> take_access_events() { return monitor_.take_events(); }
+    [[nodiscard]] const AccessMonitor& access_monitor() const { return monitor_; }
+
     /// From now on these frames alone may be mapped only by vCPUs in secure mode (docs/secure-view.md).
     /// Not natively: who would see to it?
     void set_secure_frames(std::vector<Gfn> frames);
@@ -292,9 +320,21 @@ private:
     struct Step {
         enum class Kind : std::uint8_t { done, emulated, fault, retry };
         Kind kind = Kind::done;
-        GuestPhysical address;
+        bool granted = false;   ///< of `emulated`: mem_access lets the instruction pass
+        bool discards = false;  ///< ... but nothing that it writes
+        GuestPhysical address{};
         std::uint64_t machine = 0;  ///< where that is; of `done`
     };
+    [[nodiscard]] static Step done_at(GuestPhysical address, std::uint64_t machine)
+    {
+        return {.address = address, .machine = machine};
+    }
+    /// For Placed::Part.
+    [[nodiscard]] static std::uint32_t emulated_as(const Step& step)
+    {
+        if (step.kind != Step::Kind::emulated) return 0;
+        return step.discards ? Placed::kDiscarded : 1;
+    }
     struct PageAccess {
         Access access;
         std::uint32_t bytes = 0;
@@ -374,6 +414,10 @@ private:
     void put_into_p2m(std::span<const std::pair<Gfn, P2mEntry>> changes);
     /// The change that gives a frame its memory, which is populated on demand.
     [[nodiscard]] std::pair<Gfn, P2mEntry> on_demand(Gfn frame);
+    [[nodiscard]] std::optional<Refusal> refuse_frames(Gfn first, std::uint64_t count) const;
+    void give_access(Gfn first, std::uint64_t count, MemAccess access);
+    /// No entry, and nothing cached, permits what the frames' rights did before.
+    void follow_access(std::span<const Gfn> frames);
     void populate_on_demand(Gfn frame);
     [[noreturn]] void refuse_mode(const Vcpu& vcpu) const;
     [[nodiscard]] static Access access_of(const Operand& operand, LinearAddress address);
@@ -400,7 +444,6 @@ private:
     [[nodiscard]] bool one_faults(unsigned vcpu, Again pages);
     void exit_for(unsigned vcpu, const Access& access, std::uint32_t error_code, FaultAnswer& answer);
     [[nodiscard]] Step exit_to_hypervisor(unsigned vcpu, const Access& access, std::uint32_t error_code);
-    [[nodiscard]] Step emulate(unsigned vcpu, const Access& access);
     // With a second level: exits for its violations.
     [[nodiscard]] Step violated(unsigned vcpu, const Access& access, const SecondLevelViolation& violation);
     [[nodiscard]] Step answer(unsigned vcpu, const Access& access, const SecondLevelViolation& violation);
@@ -417,6 +460,10 @@ private:
     void keep_aside(std::span<const std::pair<Gfn, P2mEntry>> changes);
     void flush_second_level();
     void audit_against_p2m(unsigned vcpu, std::vector<std::string>& violations) const;
+    /// An instruction has run that mem_access let pass as a single step.
+    void end_single_step(unsigned vcpu);
+    /// `checked`: mem_access counts.
+    [[nodiscard]] Step emulate(unsigned vcpu, const Access& access, bool checked = true);
     /// Emulates the instruction of `pages_` in the exit of the one before; fills `steps_`. As `run_pages`;
     /// nothing if it would fault, or is beyond the emulator: it then runs by itself.
     [[nodiscard]] std::optional<std::size_t> emulate_further(unsigned vcpu);
@@ -436,6 +483,7 @@ private:
     SparseMemory* table_memory_;
     P2m p2m_;
     GuestMemory guest_memory_;
+    AccessMonitor monitor_;
     MachineTables tables_;
     unsigned machine_bits_;  ///< of its physical addresses, under shadows
     CycleLabels labels_;

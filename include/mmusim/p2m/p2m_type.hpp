@@ -97,6 +97,12 @@ struct FrameRights {
     return {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0};
 }
 
+/// Whether a walk of the guest's tables may set accessed and dirty bits in a table of such a frame.
+[[nodiscard]] constexpr bool permits_walk_writes(MemAccess access)
+{
+    return rights_of(access).write || access == MemAccess::r_pw;
+}
+
 /// Whether an entry of this type has a machine frame that the guest's accesses reach.
 [[nodiscard]] constexpr bool has_frame(P2mType type)
 {

@@ -16,6 +16,7 @@
 
 #include <mmusim/cpu/cpu_profile.hpp>
 #include <mmusim/machine/machine.hpp>
+#include <mmusim/p2m/event_ring.hpp>
 #include <mmusim/p2m/frame_layout.hpp>
 #include <mmusim/shadow/policy_catalog.hpp>
 #include <mmusim/shadow/shadow_engine.hpp>
@@ -43,9 +44,13 @@ struct ReplayConfig {
     std::optional<P2mLayout> p2m;  ///< instead of the trace header's layout
     std::string policy{kDefaultShadowPolicy};
     Populate populate = Populate::leaf;
-    CustomShadowPolicy custom;                       ///< for the policy `custom`
-    SecureView secure_view = SecureView::separate;   ///< how secure frames are kept
-    std::vector<std::uint64_t> cr3_targets;          ///< MOV CR3 to one of these does not exit
+    CustomShadowPolicy custom;                      ///< for the policy `custom`
+    SecureView secure_view = SecureView::separate;  ///< how secure frames are kept
+    std::vector<std::uint64_t> cr3_targets;         ///< MOV CR3 to one of these does not exit
+    /// Pages of the event ring; none: one, as soon as the trace speaks of mem_access.
+    std::optional<std::uint64_t> event_ring_pages;
+    /// What the listener of mem_access answers; none: the frame is rwx from then on.
+    std::optional<EventAction> event_response = EventAction::single_step;
     std::optional<std::uint64_t> shadow_pool_pages;  ///< none: as many as Xen's tool stack gives
     NestedConfig nested;
     std::string cpu{kDefaultCpuProfile};  ///< a bundled profile or a file

@@ -84,6 +84,9 @@ public:
     /// The first ones.
     [[nodiscard]] const std::vector<Hazard>& hazards() const { return hazards_; }
 
+    /// Whether the trace has spoken of mem_access.
+    [[nodiscard]] bool mem_access_used() const { return mem_access_used_; }
+
     [[nodiscard]] Machine& machine() { return machine_; }
     [[nodiscard]] const Machine& machine() const { return machine_; }
 
@@ -91,6 +94,21 @@ public:
     [[nodiscard]] Operand operand_of(const AccessRecord& access) const;
 
 private:
+    /// Answers all events alike.
+    class Listener : public EventListener {
+    public:
+        /// Nothing: the frame is rwx from then on.
+        explicit Listener(std::optional<EventAction> action) : action_{action} {}
+        EventResponse on_event(const MemAccessEvent&) override
+        {
+            if (action_) return {*action_, std::nullopt};
+            return {EventAction::resume, MemAccess::rwx};
+        }
+
+    private:
+        std::optional<EventAction> action_;
+    };
+
     void replay_record(const AccessRecord& record);
     void replay_record(const InstructionRecord& record);
     void replay_record(const SetRecord& record);
@@ -116,7 +134,12 @@ private:
     void need_shadows(std::string_view op) const;
     /// Throws where there is no memory behind the frame, as the P2M says now.
     void need_ram(Gfn frame, std::string_view key) const;
-    void change_p2m(Gfn first, std::uint64_t count, P2mType type, MemAccess access, std::optional<Mfn> mfn);
+    void change_p2m(Gfn first, std::uint64_t count, P2mType type, std::optional<MemAccess> access,
+                    std::optional<Mfn> mfn);
+    /// The first record `mem_access` since the header or a reset: the ring, and its listener.
+    void begin_mem_access();
+    /// Checks the event that the access was to raise, and takes it from those that its instruction raised.
+    void check_event(const AccessRecord& access);
     void count(AccessKind kind);
     /// Counts, completes and checks one access whose translation is known.
     void complete(const AccessRecord& access, const Placed& placed);
@@ -154,10 +177,14 @@ private:
     std::vector<Phase> phases_;
     std::vector<Mismatch> mismatches_;
     std::vector<CoherenceViolation> violations_;
+    Listener listener_;
     bool has_hazards_ = false;  ///< the configuration can have them
     std::vector<Hazard> hazards_;
     Execution execution_;
     std::vector<Operand> operands_;
+    bool mem_access_begun_ = false;       ///< since the last reset
+    bool mem_access_used_ = false;        ///< in this replay
+    std::vector<MemAccessEvent> raised_;  ///< by the record under way, as far as nobody expected them
 };
 
 }  // namespace mmusim

@@ -70,6 +70,7 @@ struct StatisticsDocument {
     std::string trace_sha256;               ///< of the file as it is stored; empty: not known
     bool coherence = false;                 ///< translations were compared with fresh walks
     bool hazards = false;                   ///< with `shadow`: the configuration is one that has hazards
+    bool mem_access = false;                ///< the trace has spoken of it
     bool shadow = true;                     ///< a shadow mode: the document has shadow counters
     bool nested = false;                    ///< a second level was counted; there is a hypervisor
     std::shared_ptr<const CpuProfile> cpu;  ///< whose TLBs were counted

@@ -34,6 +34,7 @@
 
 #include <boost/unordered/unordered_flat_set.hpp>
 
+#include <mmusim/p2m/access_monitor.hpp>
 #include <mmusim/p2m/dirty_set.hpp>
 #include <mmusim/p2m/guest_memory.hpp>
 #include <mmusim/p2m/log_dirty.hpp>
@@ -87,12 +88,15 @@ struct FaultAnswer {
         guest,     ///< the fault is the guest's own: `fault`
         emulated,  ///< the access was done for the guest, at `address`
         populate,  ///< the frame of `address` is to be given memory, then again
+        stopped,   ///< mem_access did not permit the access at `address`: it is not done
     };
     Kind kind = Kind::retry;
     PageFault fault;
     GuestPhysical address;
     /// Of `emulated`: the hypervisor tries to emulate the next instructions too, before it returns.
     bool goes_on = false;
+    /// Of `emulated`: mem_access did not permit it, but the listener lets this instruction pass, so.
+    std::optional<EventAction> granted = {};
 };
 /// How many more at most (reference/xen.md B9, step 14).
 inline constexpr std::uint8_t kFurtherInstructions = 4;
@@ -111,6 +115,7 @@ struct ShadowWork {
     std::uint64_t guesses = 0;           ///< of writable mappings
     std::uint64_t snapshots = 0;
     std::uint64_t entries_compared = 0;  ///< with a snapshot
+    std::uint64_t access_events = 0;     ///< of mem_access, put into the ring
 };
 
 /// What the hardware has still to do for an INVLPG of the guest.
@@ -123,10 +128,10 @@ class ShadowEngine {
 public:
     /// The guest's RAM is in `machine`; shadows live in `pool_pages` frames of `tables` from `pool_first`
     /// upwards. The hardware that walks them has physical addresses of `machine_bits`: with 52 no bit is
-    /// reserved that could mark an entry (magic_entry.hpp).
-    ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, const Cpuid& cpuid,
-                 unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate, Mfn pool_first,
-                 std::uint64_t pool_pages, unsigned machine_bits,
+    /// reserved that could mark an entry (magic_entry.hpp). Rights to frames are those of `monitor`.
+    ShadowEngine(SparseMemory& machine, SparseMemory& tables, const P2m& p2m, AccessMonitor& monitor,
+                 const Cpuid& cpuid, unsigned vcpus, std::unique_ptr<ShadowPolicy> policy, Populate populate,
+                 Mfn pool_first, std::uint64_t pool_pages, unsigned machine_bits,
                  SecureView secure_view = SecureView::separate);
 
     // All verbs may throw DomainCrashed.
@@ -135,7 +140,9 @@ public:
     [[nodiscard]] FaultAnswer fault(unsigned vcpu, const GuestContext& guest, const Access& access,
                                     std::uint32_t error_code);
     /// An access of an instruction that is being emulated: the guest's own walk decides. Never `retry`.
-    [[nodiscard]] FaultAnswer emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access);
+    /// `checked`: and mem_access.
+    [[nodiscard]] FaultAnswer emulated_access(unsigned vcpu, const GuestContext& guest, const Access& access,
+                                              bool checked = true);
     /// The vCPU's root or paging mode has changed: finds or makes the shadows of its new root tables.
     void load_roots(unsigned vcpu, const GuestContext& guest);
     /// The guest has invalidated; `address` counts for GuestFlush::address and page_fault.
@@ -172,6 +179,12 @@ public:
     void before_p2m_change(std::span<const Gfn> frames);
     /// They have changed.
     void after_p2m_change();
+    /// The rights to these frames have changed: no entry permits what the old ones did.
+    void access_changed(std::span<const Gfn> frames);
+    /// ... and those to all frames.
+    void default_access_changed();
+    /// Whether the guest's tables permit the access, but mem_access may leave it undone.
+    [[nodiscard]] bool may_be_stopped(const GuestContext& guest, const Access& access) const;
 
     // Log-dirty (reference/xen.md B15): a frame that is not marked is mapped read-only in all shadows. All
     // that may write guest memory, the hypervisor's walks among them, mark.
@@ -288,6 +301,22 @@ private:
         std::optional<Vcpu::FastEmulation> remember;  ///< if the page is still a table afterwards
     };
 
+    /// What of an access mem_access does not permit.
+    struct Violation {
+        Gfn frame;
+        unsigned offset = 0;
+        AccessKind kind = AccessKind::read;
+        bool in_guest_tables = false;
+    };
+    void follow_access(std::span<const Gfn> frames);
+    /// Empties level-1 entries that map these machine frames, in all shadows.
+    void drop_mappings(const boost::unordered_flat_set<std::uint64_t>& machine_frames);
+    /// What was remembered of translations, to save walks.
+    void forget_translations();
+    [[nodiscard]] AccessMonitor::Answer answer_violation(unsigned vcpu, LinearAddress address,
+                                                         const Violation& violation);
+    /// Flags of a level-1 entry with what mem_access leaves of them; 0 where x86 entries cannot say it.
+    [[nodiscard]] std::uint64_t permitted(Gfn frame, std::uint64_t flags) const;
     /// Notes that guest memory is touched, within one frame.
     void touch(Gfn frame, unsigned offset, unsigned bytes) const;
     void answer_flush(unsigned vcpu, GuestFlush flush, LinearAddress address);
@@ -415,6 +444,7 @@ private:
     void made(ShadowId id);
 
     const P2m* p2m_;
+    AccessMonitor* monitor_;
     Cpuid cpuid_;
     GuestMemory guest_memory_;
     std::unique_ptr<ShadowPolicy> policy_;

@@ -53,8 +53,10 @@ enum class ShadowEventKind : std::uint8_t {
     // verbs
     update_cr3,
     invlpg,
+    // mem_access
+    mem_access,  ///< an event was put into the ring; the fault ends with it, or goes on
 };
-inline constexpr std::size_t kShadowEventKinds = 27;
+inline constexpr std::size_t kShadowEventKinds = 28;
 
 /// "not_shadow", ...
 [[nodiscard]] std::string_view name_of(ShadowEventKind kind);

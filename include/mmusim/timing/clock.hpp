@@ -51,7 +51,8 @@ public:
     static constexpr Label kFlush = 23;
     static constexpr Label kPrefetch = 24;
     static constexpr Label kIpi = 25;
-    static constexpr Label kFixed = 26;
+    static constexpr Label kAccessEvent = 26;
+    static constexpr Label kFixed = 27;
 
     CycleLabels() : CycleLabels{{}, {}} {}
     /// Names of the profile's TLBs and data caches.

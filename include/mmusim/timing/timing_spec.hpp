@@ -67,6 +67,7 @@ struct PriceList {
     Cycles compare_entry = 0;    ///< an entry compared with the copy
     Cycles flush = 0;            ///< of a vCPU's TLB
     Cycles ipi = 0;              ///< to another vCPU that has to flush, and the wait for it
+    Cycles access_event = 0;     ///< of mem_access: put into the ring, the listener woken, its answer taken
 };
 
 struct TimingSpec {

@@ -36,7 +36,13 @@ struct PageFault {
 /// "P W U RSVD I/D PK", the bits that are set; "-" for none.
 [[nodiscard]] std::string describe_error_code(std::uint32_t error_code);
 
-enum class Vector : std::uint8_t { undefined_opcode, stack_fault, general_protection, page_fault };
+enum class Vector : std::uint8_t {
+    undefined_opcode,
+    stack_fault,
+    general_protection,
+    page_fault,
+    mem_access,  ///< none of the guest's: the hypervisor did not let the access be done (docs/mem-access.md)
+};
 
 /// "#PF", "#GP", ...
 [[nodiscard]] std::string_view name_of(Vector vector);
