@@ -287,7 +287,7 @@ TEST_CASE("mem_access: a new default is for all frames, at the same cost", "[mac
         REQUIRE_FALSE(guest.machine.set_default_mem_access(MemAccess::rw));
         CHECK(rights.frames_touched() == touched);  // no work for each frame
         CHECK(rights.live() == 0);
-        for (const std::uint64_t frame : {0x100, 0x101, 0x1ff, 0x3ff})
+        for (const std::uint64_t frame : {0x100u, 0x101u, 0x1ffu, 0x3ffu})
             CHECK(rights.of(Gfn{frame}) == MemAccess::rw);
         CHECK(guest.touch(AccessKind::write, kPage).ok());
         CHECK(guest.listener.events.empty());
