@@ -482,6 +482,24 @@ TEST_CASE("mem_access: a tightened right holds at once on all vCPUs", "[machine]
     }
 }
 
+TEST_CASE("mem_access: a right taken away reaches TLBs that hold what no shadow does",
+          "[machine][mem_access]")
+{
+    for (const char* const policy : kPolicies) {
+        INFO(policy);
+        Watched guest{Paging::four_level, policy, "golden_cove"};
+        REQUIRE(guest.touch(AccessKind::write, kPage).ok());
+        // The guest takes its entry away and does not flush; then the hypervisor forgets its shadow.
+        REQUIRE(guest.touch(AccessKind::write, kWindow).ok());
+        REQUIRE(guest.store(kWindow + guest.entry_at(kPage, 1) % kPageBytes, 0).ok());
+        guest.give(kFrame, MemAccess::n);
+        // Whatever is cached, nobody reaches the frame: the guest's own fault.
+        CHECK(guest.touch(AccessKind::write, kPage).page_fault(pf::kWrite, kPage));
+        CHECK(guest.listener.events.empty());
+        guest.check_books();
+    }
+}
+
 TEST_CASE("mem_access: with paging off", "[machine][mem_access]")
 {
     for (const char* const policy : kPolicies) {
