@@ -57,7 +57,8 @@ MigrationRound sum_of(const Migration& migration)
 /// What tracking added, with its sign.
 std::string added(std::uint64_t tracked, std::uint64_t untracked)
 {
-    return tracked < untracked ? "-" + grouped(untracked - tracked) : grouped(tracked - untracked);
+    return tracked < untracked ? fmt::format("-{}", grouped(untracked - tracked))
+                               : grouped(tracked - untracked);
 }
 
 void print_table(const Migration& migration)
