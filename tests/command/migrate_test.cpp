@@ -3,6 +3,7 @@
 // `mmusim migrate`: the same numbers as a table, CSV and JSON, and clear errors.
 #include <string>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "command/command_run.hpp"
@@ -41,7 +42,7 @@ TEST_CASE("migrate: table, CSV and JSON", "[command][migrate]")
         "cycles_untracked\n";
     for (std::size_t i = 0; i < rounds.size(); ++i) {
         expected += std::to_string(i);
-        for (const auto& item : rounds[i].items()) expected += "," + item.value().dump();
+        for (const auto& item : rounds[i].items()) expected += fmt::format(",{}", item.value().dump());
         expected += '\n';
     }
     CHECK(csv.out == expected);
@@ -49,7 +50,8 @@ TEST_CASE("migrate: table, CSV and JSON", "[command][migrate]")
     const Run table = run({"migrate", kTrace, "--rounds", "3", "--limit", "30000", "--clock", "off"});
     CHECK(table.code == 0);
     CHECK(table.out.find("cycles") == std::string::npos);
-    CHECK(table.out.find("downtime: " + json.at("downtime_pages").dump() + " pages;") != std::string::npos);
+    CHECK(table.out.find(fmt::format("downtime: {} pages;", json.at("downtime_pages").dump())) !=
+          std::string::npos);
     CHECK(table.out == run({"migrate", kTrace, "--rounds", "3", "--limit", "30000", "--clock", "off"}).out);
 }
 
