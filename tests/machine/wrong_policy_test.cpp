@@ -142,7 +142,7 @@ const std::array kRequired{
     Required{"xen-2005", GuestFlush::page_fault, P::four_level, 73},
     Required{"xen-2005", GuestFlush::load_cr3, P::four_level, 114},
     Required{"xen-2005", GuestFlush::load_cr3_noflush, P::four_level, 212},
-    Required{"xen-2005", GuestFlush::context, P::four_level, 76},
+    Required{"xen-2005", GuestFlush::context, P::five_level, 773},
     Required{"xen-2005", GuestFlush::everything, P::pae, 139},
     Required{"tlb-like", GuestFlush::address, P::four_level, 144},
     Required{"tlb-like", GuestFlush::page_fault, P::four_level, 26},

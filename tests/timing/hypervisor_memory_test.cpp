@@ -217,7 +217,7 @@ TEST_CASE("hypervisor memory: not without data caches, nor without a clock", "[t
         CHECK(labels.of_hypervisor(label) == labels.name(label).starts_with("hypervisor."));
         of_hypervisor += labels.of_hypervisor(label) ? 1 : 0;
     }
-    CHECK(of_hypervisor == 16 + 2);
+    CHECK(of_hypervisor == 17 + 2);
 }
 
 TEST_CASE("hypervisor: a flush of all vCPUs interrupts all but the one that exited", "[timing]")
