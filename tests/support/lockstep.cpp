@@ -646,8 +646,10 @@ void Lockstep::compare_stale_bits(unsigned vcpu, const Pages& pages, std::size_t
         for (const reference::Entry& used : seen.walk.used)
             reference_.memory.write(used.address, used.bytes, machine_word(used));
     }
-    // Pages after the one that faulted may have been walked too, before a stale translation was dropped.
-    for (std::size_t i = passed; i < parts.size(); ++i) {
+    // Pages after the one that faulted may have been walked too, before a stale translation was dropped; and
+    // pages for which a stale one was found again, once a shadow that had it was linked.
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        if (i < passed && seen_[i].fresh) continue;
         const reference::Walk walk = reference_.walk(vcpu, parts[i].access);
         if (walk.fault || walk.used.empty()) continue;
         for (const reference::Entry& used : walk.used) {
@@ -655,7 +657,8 @@ void Lockstep::compare_stale_bits(unsigned vcpu, const Pages& pages, std::size_t
             if (machine_word(used) == (old | 1u << 5))
                 reference_.memory.write(used.address, used.bytes, old | 1u << 5);
         }
-        if (!oracle_) reference_.cache(vcpu, walk.page, (machine_word(walk.used.back()) & 1u << 6) != 0);
+        if (!oracle_ && i >= passed)
+            reference_.cache(vcpu, walk.page, (machine_word(walk.used.back()) & 1u << 6) != 0);
     }
 }
 
